@@ -1,0 +1,68 @@
+"""bnfold folds every inference-mode batch normalization of an ONNX model, exactly, and proves it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bnfold.core.reasons import Reason
+    from bnfold.errors import (
+        BnfoldError,
+        InputsError,
+        InvalidModelError,
+        MissingDependencyError,
+        OutputError,
+        UnreadableModelError,
+        UnsupportedModelError,
+        VerificationError,
+    )
+    from bnfold.fold import FoldPass, FoldResult, fold
+    from bnfold.report import Report
+    from bnfold.verify import Verdict, verify
+
+# Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
+_HOME = {
+    "FoldPass": "bnfold.fold",
+    "FoldResult": "bnfold.fold",
+    "fold": "bnfold.fold",
+    "Reason": "bnfold.core.reasons",
+    "Report": "bnfold.report",
+    "Verdict": "bnfold.verify",
+    "verify": "bnfold.verify",
+    "BnfoldError": "bnfold.errors",
+    "InputsError": "bnfold.errors",
+    "InvalidModelError": "bnfold.errors",
+    "MissingDependencyError": "bnfold.errors",
+    "OutputError": "bnfold.errors",
+    "UnreadableModelError": "bnfold.errors",
+    "UnsupportedModelError": "bnfold.errors",
+    "VerificationError": "bnfold.errors",
+}
+
+__all__ = [
+    "BnfoldError",
+    "FoldPass",
+    "FoldResult",
+    "InputsError",
+    "InvalidModelError",
+    "MissingDependencyError",
+    "OutputError",
+    "Reason",
+    "Report",
+    "UnreadableModelError",
+    "UnsupportedModelError",
+    "Verdict",
+    "VerificationError",
+    "__version__",
+    "fold",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
