@@ -1,0 +1,304 @@
+"""The one module that writes. It rounds once, refuses what cannot be stored, and edits no constant in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bnfold.core.affine import Array
+from bnfold.core.constants import Const
+from bnfold.core.leftover import Leftover, leftover
+from bnfold.core.plan import Blocked, Direction, Plan
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.view import View, name_of
+
+
+@dataclass(frozen=True)
+class Change:
+    """One constant input that a fold replaced, for the provenance map.
+
+    Attributes:
+        node: the node that reads it.
+        index: at which input.
+        old: the value it read before, None for an absent optional input.
+        new: the value it reads now.
+    """
+
+    node: str
+    index: int
+    old: ir.Value | None
+    new: ir.Value
+
+
+@dataclass(frozen=True)
+class Made:
+    """An affine node that is to stay, with its constants already rounded."""
+
+    left: Leftover
+    consts: list[tuple[Const, Any]]
+
+
+@dataclass
+class Writer:
+    """Carries out plans on the model a ``View`` shows."""
+
+    view: View
+    _names: set[str] = field(default_factory=set)
+    _loose: list[ir.Value] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for graph in self.view.model.graphs():
+            self._names.update(graph.initializers)
+            self._names.update(value.name or "" for value in graph.inputs)
+            for node in graph:
+                self._names.add(node.name or "")
+                self._names.update(value.name or "" for value in node.outputs)
+
+    def carry_out(self, plan: Plan) -> tuple[list[Change], list[ir.Node]]:
+        """Do what the plan says, or nothing.
+
+        Returns:
+            The constants that were replaced, and the affine nodes that stay.
+
+        Raises:
+            Blocked: ``OVERFLOWS``, ``PRECISION_LOST`` or ``NOT_FINITE`` if a new constant could
+                not be stored; the model is then untouched.
+        """
+        params = dict(self._params(plan))
+        made = dict(self._leftovers(plan))
+        changes = [self._replace(node, index, const) for (node, index), const in params.items()]
+        for node, becomes in plan.becomes.items():
+            self._become(node, becomes.op_type, becomes.attributes)
+        for value in plan.changed:
+            value.name = self._fresh(f"{value.name}_folded")
+        left = [self._insert_behind(value, made[value]) for value in plan.stays]
+        for node in plan.restated:
+            changes.extend(self._restate(node, made[node.outputs[0]]))
+            left.append(node)
+        # The seed comes last when the walk went up: only then does it stand right behind its new home.
+        for node in reversed(plan.bypassed):
+            self._bypass(node, takes_name=plan.direction is Direction.UP and node is plan.seed)
+        for node in plan.touched():
+            self.view.forget(node)
+        return changes, left
+
+    def sweep(self) -> None:
+        """Remove the constants, and the nodes that made them, which no longer have a reader."""
+        pending = [value for value in self._loose if value is not None]
+        while pending:
+            value = pending.pop()
+            if value.uses() or value.is_graph_output():
+                continue
+            node = value.producer()
+            if node is None:
+                self._drop_initializer(value)
+            elif not any(out.uses() or out.is_graph_output() for out in node.outputs):
+                pending.extend(item for item in node.inputs if item is not None)
+                if node.graph is not None:
+                    node.graph.remove(node, safe=True)
+
+    def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], tuple[Const, Any]]]:
+        for (node, index), edit in plan.params.items():
+            absent = not self.view.site(node).has(index)
+            if edit.is_identity or (absent and not edit.shifts):
+                continue
+            try:
+                const = self._current(node, index).mapped(edit)
+                yield (node, index), (const, stored(const))
+            except Refused as refused:
+                raise Blocked(refused.reason, node) from refused
+
+    def _current(self, node: ir.Node, index: int) -> Const:
+        site = self.view.site(node)
+        if site.has(index):
+            return site.const(index)
+        dtype = next(
+            site.const(other).dtype for other in range(len(node.inputs)) if site.is_const(other)
+        )
+        return Const.absent(dtype)
+
+    def _leftovers(self, plan: Plan) -> Iterator[tuple[ir.Value, Made]]:
+        """Round the constants of every affine node that stays, before anything is changed."""
+        restated = {node.outputs[0]: affine for node, affine in plan.restated.items()}
+        for value, affine in {**plan.stays, **restated}.items():
+            dtype = self.view.facts.dtype(value)
+            left = leftover(affine, value, self.view.facts, self.view.opset)
+            assert left is not None and dtype is not None, "the planner checks this"
+            consts = [Const(array.shape, dtype, array) for array in left.constants]
+            try:
+                yield value, Made(left, [(const, stored(const)) for const in consts])
+            except Refused as refused:
+                raise Blocked(refused.reason, value.producer(), value) from refused
+
+    def _replace(self, node: ir.Node, index: int, made: tuple[Const, Any]) -> Change:
+        const, data = made
+        old = node.inputs[index] if index < len(node.inputs) else None
+        name = f"{name_of(node)}_bias" if old is None else old.name
+        new = self._constant(node, f"{name}_folded", const, data)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, new)
+        if old is not None:
+            self._loose.append(old)
+        return Change(name_of(node), index, old, new)
+
+    def _constant(self, node: ir.Node, name: str, const: Const, data: Any) -> ir.Value:
+        """Register a new initializer in the graph the node stands in."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        name = self._fresh(name)
+        tensor = ir.Tensor(data, dtype=const.dtype, name=name)
+        value = ir.val(name, const.dtype, tensor.shape, const_value=tensor)
+        graph.register_initializer(value)
+        if self.view.model.ir_version < 4 and graph is self.view.model.graph:
+            graph.inputs.append(value)
+        self.view.constants.remember(value, const)
+        self.view.facts.shapes[value] = const.shape
+        self.view.facts.dtypes[value] = const.dtype
+        return value
+
+    def _become(self, node: ir.Node, op_type: str, attributes: Mapping[str, Any]) -> None:
+        node.op_type = op_type
+        node.attributes.clear()
+        for attribute in ir.convenience.convert_attributes(attributes):
+            node.attributes.add(attribute)
+
+    def _insert_behind(self, value: ir.Value, made: Made) -> ir.Node:
+        """Put an affine node between a value and its readers; it takes over the value's name."""
+        producer = value.producer()
+        assert producer is not None and isinstance(producer.graph, ir.Graph)
+        node = ir.Node(
+            "",
+            made.left.op_type,
+            [value, *self._register(producer, value, made)],
+            ir.convenience.convert_attributes(made.left.attributes),
+            name=self._fresh(f"{name_of(producer)}_{made.left.op_type}"),
+        )
+        output, name = node.outputs[0], value.name
+        value.replace_all_uses_with(output, replace_graph_outputs=True)
+        node.replace_input_with(0, value)
+        output.type, output.shape = value.type, value.shape
+        value.name = self._fresh(f"{name}_folded")
+        output.name = name
+        producer.graph.insert_after(producer, node)
+        self.view.facts.copy(value, output)
+        self.view.place_behind(node, producer)
+        return node
+
+    def _restate(self, node: ir.Node, made: Made) -> list[Change]:
+        """Let an affine node be another one, with the same data input and the same output."""
+        index, _ = self.view.read(node)
+        data, old = node.inputs[index], list(node.inputs)
+        values = self._register(node, node.outputs[0], made)
+        node.resize_inputs(1 + len(values))
+        for place, value in enumerate([data, *values]):
+            node.replace_input_with(place, value)
+        self._become(node, made.left.op_type, made.left.attributes)
+        self._loose.extend(value for value in old if value is not None and value is not data)
+        return [Change(name_of(node), 1 + i, None, value) for i, value in enumerate(values)]
+
+    def _register(self, node: ir.Node, value: ir.Value, made: Made) -> list[ir.Value]:
+        stems = {"Add": ["shift"], "Mul": ["scale"]}.get(
+            made.left.op_type, ["scale", "shift", "mean", "var"]
+        )
+        return [
+            self._constant(node, f"{value.name}_{stem}", const, data)
+            for stem, (const, data) in zip(stems, made.consts, strict=True)
+        ]
+
+    def _bypass(self, node: ir.Node, takes_name: bool) -> None:
+        """Let the readers of an affine node read its data instead, and remove it."""
+        index, _ = self.view.read(node)
+        data, output = node.inputs[index], node.outputs[0]
+        assert data is not None and isinstance(node.graph, ir.Graph)
+        is_output = output.is_graph_output()
+        self._loose.extend(value for value in node.inputs if value is not None)
+        output.replace_all_uses_with(data, replace_graph_outputs=True)
+        if takes_name and (is_output or data.producer() is not None) and not data.is_initializer():
+            if is_output:
+                data.type, data.shape = output.type, output.shape
+            name, output.name = output.name, self._fresh("bypassed")
+            data.name = name
+        node.graph.remove(node, safe=True)
+
+    def _drop_initializer(self, value: ir.Value) -> None:
+        graph = value.graph
+        if graph is None or not value.is_initializer() or value in self.view.constants.overridable:
+            return
+        graph.initializers.pop(value.name or "")
+        if value.is_graph_input():
+            graph.inputs.remove(value)
+
+    def _fresh(self, name: str) -> str:
+        """A name that nothing in the model has."""
+        candidate, number = name, 0
+        while candidate in self._names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._names.add(candidate)
+        return candidate
+
+
+def stored(const: Const) -> npt.NDArray[Any]:
+    """Round a constant from float64 to the type it is stored in, once.
+
+    Returns:
+        An array of ``const.shape`` in ``const.dtype``.
+
+    Raises:
+        Refused: ``NOT_FINITE`` if the exact values are not finite, ``OVERFLOWS`` if the rounded ones
+            are not, ``PRECISION_LOST`` if underflow costs more than 2 ulp of a channel's largest
+            magnitude.
+    """
+    exact = np.broadcast_to(const.exact, const.shape)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        rounded = exact.astype(const.dtype.numpy())
+    largest = np.max(np.abs(exact), initial=0.0)
+    require(bool(np.isfinite(largest)), Reason.NOT_FINITE)
+    info = _finfo(const.dtype)
+    require(
+        bool(largest <= info.max or np.isfinite(rounded.astype(np.float64)).all()), Reason.OVERFLOWS
+    )
+    _check_underflow(const, exact, rounded)
+    return rounded
+
+
+def _check_underflow(const: Const, exact: Array, rounded: npt.NDArray[Any]) -> None:
+    """Compare what subnormals lose with the largest magnitude of their channel.
+
+    A channel is a slice on which the last map is constant; the entries of a vector (a bias) are
+    judged together, as each is added to a channel whose weights are judged by themselves.
+    """
+    info = _finfo(const.dtype)
+    axes = tuple(range(exact.ndim))
+    if exact.ndim > 1:
+        varying = const.edit.linear.sizes()
+        offset = exact.ndim - const.edit.scale.ndim
+        axes = tuple(axis for axis in axes if axis - offset not in varying)
+    largest = np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0)
+    if not np.any((largest > 0) & (largest < info.tiny)):
+        return
+    lost = np.max(np.abs(rounded.astype(np.float64) - exact), axis=axes, keepdims=True, initial=0.0)
+    require(
+        bool(np.all((largest >= info.tiny) | (lost <= 2 * info.eps * largest))),
+        Reason.PRECISION_LOST,
+    )
+
+
+@dataclass(frozen=True)
+class _FloatInfo:
+    max: float
+    tiny: float
+    eps: float
+
+
+def _finfo(dtype: ir.DataType) -> _FloatInfo:
+    import ml_dtypes
+
+    info = ml_dtypes.finfo(dtype.numpy())
+    return _FloatInfo(float(info.max), float(info.tiny), float(info.eps))

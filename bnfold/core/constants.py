@@ -1,0 +1,191 @@
+"""Constants as exporters write them, read in float64, evaluated only where a fold asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from bnfold.core.affine import IDENTITY, Affine, Array
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.shapes import Facts
+
+# Deterministic operators that exporters put between a stored constant and its reader.
+_GENERATORS = frozenset(
+    "Add Cast CastLike Concat Constant ConstantOfShape Div Equal Expand Flatten Gather Identity Mul "
+    "Neg Pow Range Reciprocal ReduceProd Reshape Shape Slice Sqrt Squeeze Sub Tile Transpose "
+    "Unsqueeze Where".split()
+)
+
+# Longer chains of generators than this are not written by any exporter.
+_MAX_DEPTH = 200
+
+# A constant that would be generated larger than this is taken as computed at run time.
+_MAX_BYTES = 1 << 31
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """One constant tensor: what is stored, and the map already folded into it.
+
+    The map is kept beside the stored values instead of being rounded into them, so that a constant
+    that takes several maps is still rounded only once.
+
+    Attributes:
+        shape: of the tensor as it is now, map included.
+        dtype: the type the tensor is stored in.
+        base: the stored values in their own type (a scalar 0 for a bias that was absent).
+        edit: the map on ``base`` whose result this constant is.
+    """
+
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    base: npt.NDArray[Any]
+    edit: Affine = IDENTITY
+    tensor: ir.TensorProtocol | None = None
+
+    @classmethod
+    def stored(cls, tensor: ir.TensorProtocol) -> Const:
+        """A constant that no map has touched."""
+        array = tensor.numpy()
+        return cls(tuple(array.shape), ir.DataType(tensor.dtype), array, tensor=tensor)
+
+    @classmethod
+    def absent(cls, dtype: ir.DataType) -> Const:
+        """An optional bias that is not there: zero."""
+        return cls((), dtype, np.zeros((), np.float64))
+
+    @property
+    def rank(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @cached_property
+    def exact(self) -> Array:
+        """The values in float64, unrounded."""
+        base = self.base.astype(np.float64)
+        return base if self.edit.is_identity else self.edit(base)
+
+    def mapped(self, edit: Affine) -> Const:
+        """This constant with one more map folded in."""
+        shape = np.broadcast_shapes(self.shape, edit.scale.shape, edit.shift.shape)
+        return Const(shape, self.dtype, self.base, edit @ self.edit)
+
+
+@dataclass
+class Constants:
+    """Every constant of a model by the value that holds it, read at most once."""
+
+    facts: Facts
+    opsets: Mapping[str, int]
+    overridable: frozenset[ir.Value]
+    _known: dict[ir.Value, Const] = field(default_factory=dict)
+
+    @classmethod
+    def of_model(cls, model: ir.Model, facts: Facts) -> Constants:
+        """Read the model's constants; from IR version 4 an initializer that is an input is none."""
+        inputs = model.graph.inputs if model.ir_version >= 4 else ()
+        overridable = frozenset(value for value in inputs if value.is_initializer())
+        return cls(facts, model.graph.opset_imports, overridable)
+
+    def get(self, value: ir.Value) -> Const:
+        """The constant that ``value`` is.
+
+        Raises:
+            Refused: ``OVERRIDABLE`` or ``NOT_CONSTANT`` if it is none.
+        """
+        return self._get(value, 0)
+
+    def holds(self, value: ir.Value) -> bool:
+        """Whether ``value`` is a constant (without evaluating more than that needs)."""
+        try:
+            self.get(value)
+        except Refused:
+            return False
+        return True
+
+    def remember(self, value: ir.Value, const: Const) -> None:
+        """Let ``value`` be known with the unrounded values it was stored from."""
+        self._known[value] = const
+
+    def _get(self, value: ir.Value, depth: int) -> Const:
+        require(value not in self.overridable, Reason.OVERRIDABLE)
+        if value not in self._known:
+            tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                raise Refused(Reason.NOT_CONSTANT)
+            self._known[value] = Const.stored(tensor)
+        return self._known[value]
+
+    def _generate(self, value: ir.Value, depth: int) -> ir.TensorProtocol | None:
+        node = value.producer()
+        if node is None or node.domain != "" or node.op_type not in _GENERATORS:
+            return None
+        if node.op_type == "Constant":
+            return ir.convenience.get_const_tensor(value)
+        if node.op_type == "Shape":
+            return self._static_shape(node)
+        if depth > _MAX_DEPTH or not self._is_bounded(value):
+            return None
+        if node.op_type == "CastLike":
+            return self._cast_like(node, depth)
+        feeds = [None if i is None else self._get(i, depth + 1) for i in node.inputs]
+        return self._evaluate(node, [None if c is None else _numpy(c) for c in feeds])
+
+    def _static_shape(self, node: ir.Node) -> ir.TensorProtocol | None:
+        shape = self.facts.shape(node.inputs[0]) if node.inputs[0] is not None else None
+        if shape is None:
+            return None
+        start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+        wanted = shape[start:end]
+        return ir.tensor(list(wanted), ir.DataType.INT64) if _all_static(wanted) else None
+
+    def _cast_like(self, node: ir.Node, depth: int) -> ir.TensorProtocol | None:
+        """Cast to the type of the second input, of which nothing but the type needs to be known."""
+        source, like = node.inputs
+        dtype = None if like is None else self.facts.dtype(like)
+        if source is None or dtype is None:
+            return None
+        array = self._get(source, depth + 1)
+        return ir.tensor(_numpy(array).astype(dtype.numpy()), dtype)
+
+    def _is_bounded(self, value: ir.Value) -> bool:
+        sizes = [dim for dim in self.facts.shape(value) or () if isinstance(dim, int)]
+        return 8 * prod(sizes) <= _MAX_BYTES
+
+    def _evaluate(
+        self, node: ir.Node, feeds: list[npt.NDArray[Any] | None]
+    ) -> ir.TensorProtocol | None:
+        proto = ir.serde.serialize_node(node)
+        fed = {
+            name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None
+        }
+        graph = onnx.helper.make_graph(
+            [proto],
+            "constant",
+            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in fed],
+            [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
+        )
+        opset = onnx.helper.make_opsetid("", self.opsets.get("", 1))
+        try:
+            evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
+            result = evaluator.run(None, fed)[0]
+        except Exception:  # whatever the evaluator cannot do is left to the run time
+            return None
+        return ir.tensor(np.asarray(result))
+
+
+def _numpy(const: Const) -> npt.NDArray[Any]:
+    return const.base if const.edit.is_identity else const.exact.astype(const.dtype.numpy())
+
+
+def _all_static(shape: tuple[object, ...]) -> bool:
+    return all(isinstance(dim, int) for dim in shape)

@@ -1,0 +1,157 @@
+"""Plans and carries out until nothing moves any more, and keeps the record of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from bnfold.core.apply import Change, Writer
+from bnfold.core.plan import Blocked, Direction, Plan, go_down, go_up, merge
+from bnfold.core.profit import worthwhile
+from bnfold.core.reasons import Reason, Refused
+from bnfold.core.view import View, name_of
+from bnfold.report import Refusal, Report, Row
+
+Walk = Callable[[View, ir.Node], Plan]
+Progress = Callable[[int, int], None]
+
+# A node that would be a map if only this were mended; other refused reads are no maps at all.
+_BROKEN_READS = {
+    Reason.OVERRIDABLE,
+    Reason.NOT_FINITE,
+    Reason.UNKNOWN_SHAPE,
+    Reason.UNKNOWN_VERSION,
+}
+
+_HOMES: dict[Direction, Walk] = {Direction.UP: go_up, Direction.DOWN: go_down}
+
+
+@dataclass
+class Fold:
+    """One plan that was carried out, for the provenance map.
+
+    Attributes:
+        seed: the row of the node the walk began at.
+        scale: float64, shaped to broadcast against the seed's tensor.
+        shift: the same for the shift.
+        changes: the constants that were replaced.
+    """
+
+    seed: str
+    scale: object
+    shift: object
+    direction: str
+    changes: list[Change]
+
+
+@dataclass
+class Engine:
+    """Folds every affine node of one model in place."""
+
+    view: View
+    progress: Progress = lambda done, total: None
+    rows: dict[ir.Node, Row] = field(default_factory=dict)
+    folds: list[Fold] = field(default_factory=list)
+
+    def run(self) -> Report:
+        """Fold, and say what became of every affine node."""
+        report = Report(nodes_before=self._count())
+        writer = Writer(self.view)
+        self._read_all()
+        self._until_nothing_moves(writer, _HOMES)
+        if not self.view.portable:
+            self._until_nothing_moves(writer, {Direction.MERGE: merge})
+        writer.sweep()
+        report.rows = [row for row in self.rows.values() if row.name]
+        report.nodes_after = self._count()
+        return report
+
+    def _read_all(self) -> None:
+        """Open a row for every node that is, or is named as, an affine map."""
+        for node in self.view.nodes():
+            if not self.view.reads(node):
+                continue
+            try:
+                _, affine = self.view.read(node)
+            except Refused as refused:
+                if _is_batch_norm(node) or refused.reason in _BROKEN_READS:
+                    refusal = Refusal("read", refused.reason, describe(node))
+                    self.rows[node] = Row(name_of(node), node.op_type, refusals=(refusal,))
+            else:
+                self.rows[node] = Row(name_of(node), node.op_type, per_channel=bool(affine.sizes()))
+        for function in self.view.model.functions.values():
+            for node in function:
+                if _is_batch_norm(node):
+                    refusal = Refusal("read", Reason.IN_FUNCTION, describe(node))
+                    self.rows[node] = Row(name_of(node), node.op_type, refusals=(refusal,))
+
+    def _until_nothing_moves(self, writer: Writer, walks: dict[Direction, Walk]) -> None:
+        moved = True
+        while moved:
+            moved = False
+            seeds = [node for node in self.view.nodes() if self._is_affine(node)]
+            for done, seed in enumerate(seeds):
+                self.progress(done, len(seeds))
+                if seed.graph is not None:
+                    moved = self._place(writer, seed, walks) or moved
+
+    def _is_affine(self, node: ir.Node) -> bool:
+        try:
+            self.view.read(node)
+        except Refused:
+            return False
+        return True
+
+    def _place(self, writer: Writer, seed: ir.Node, walks: dict[Direction, Walk]) -> bool:
+        """Try each direction in turn, up first: a producer takes a map at no other node's cost."""
+        refusals = []
+        for direction, walk in walks.items():
+            try:
+                plan = worthwhile(self.view, walk(self.view, seed))
+                self._carry_out(writer, plan)
+                return True
+            except Blocked as blocked:
+                refusals.append(_refusal(direction, blocked))
+        if seed in self.rows and Direction.MERGE not in walks:
+            self.rows[seed].refusals = tuple(refusals)
+        return False
+
+    def _carry_out(self, writer: Writer, plan: Plan) -> None:
+        absorbed = {node for node, _ in plan.params} | set(plan.becomes)
+        into = tuple(describe(node) for node in plan.path if node in absorbed)
+        passed = (node for node in plan.path if node not in absorbed and node not in plan.bypassed)
+        through = tuple(describe(node) for node in passed)
+        rows = [self.rows[node] for node in plan.bypassed if node in self.rows]
+        merged = plan.direction is Direction.MERGE
+        if merged:
+            rows += [self.rows[node] for node in plan.restated if node in self.rows]
+        _, affine = self.view.read(plan.seed)
+        name = name_of(plan.seed)
+        changes, left = writer.carry_out(plan)
+        self.folds.append(Fold(name, affine.scale, affine.shift, plan.direction.value, changes))
+        for row in rows:
+            row.status = "merged" if merged else "folded"
+            row.direction = "" if merged else plan.direction.value
+            row.into, row.through, row.refusals = into, through, ()
+            row.leaves = tuple(describe(node) for node in left)
+
+    def _count(self) -> dict[str, int]:
+        return dict(sorted(Counter(node.op_type for node in self.view.nodes()).items()))
+
+
+def _is_batch_norm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain == ""
+
+
+def describe(node: ir.Node) -> str:
+    """A node as the report names it."""
+    return f"{name_of(node)} ({node.op_type})"
+
+
+def _refusal(direction: Direction, blocked: Blocked) -> Refusal:
+    node = "" if blocked.node is None else describe(blocked.node)
+    tensor = "" if blocked.value is None else blocked.value.name or ""
+    return Refusal(direction.value, blocked.reason, node, tensor)

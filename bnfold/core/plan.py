@@ -1,0 +1,375 @@
+"""Where an affine map could go. The planner walks up or down and returns a plan or a refusal.
+
+A walk keeps one map per tensor: "this tensor becomes f(tensor)". Up, the maps are demands that
+readers make of a producer; a tensor is visited once all its readers in the walk have been, and all
+of them must demand the same. Down, the maps arrive at readers; a node is visited once everything in
+front of it has been. Both are loops over a heap of graph positions, so no graph is too deep.
+
+Termination: every plan lowers the measure (3 for a BatchNormalization, 2 for another affine node)
+and never raises the number of nodes, so planning until nothing moves ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import count
+
+import onnx_ir as ir
+
+from bnfold.core.affine import Affine
+from bnfold.core.leftover import leftover, weight
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.rule import Arriving, Becomes, Moved
+from bnfold.core.view import View
+
+# How often a walk may try another alternative before it takes the first one everywhere.
+_MAX_ATTEMPTS = 64
+
+
+class Direction(Enum):
+    """Which way a map goes."""
+
+    UP = "up"
+    DOWN = "down"
+    MERGE = "merge"
+
+
+class Blocked(Exception):  # noqa: N818  like Refused, an answer
+    """A refusal and the node that gave it."""
+
+    def __init__(self, reason: Reason, node: ir.Node | None, value: ir.Value | None = None) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
+        self.node = node
+        self.value = value
+
+
+@dataclass
+class Plan:
+    """What is to be done to give one map a home; nothing is done yet.
+
+    Attributes:
+        seed: the affine node the walk began at.
+        direction: the way it went.
+        params: the map on each constant input that changes.
+        becomes: nodes that turn into another operator.
+        bypassed: affine nodes that vanish; their readers read their data input.
+        restated: affine nodes that stay with another map.
+        stays: maps left behind a value as a node of their own.
+        changed: tensors whose content is none that the original model has under any name.
+        path: the nodes the map went through or into, in the order of the walk.
+    """
+
+    seed: ir.Node
+    direction: Direction
+    params: dict[tuple[ir.Node, int], Affine] = field(default_factory=dict)
+    becomes: dict[ir.Node, Becomes] = field(default_factory=dict)
+    bypassed: list[ir.Node] = field(default_factory=list)
+    restated: dict[ir.Node, Affine] = field(default_factory=dict)
+    stays: dict[ir.Value, Affine] = field(default_factory=dict)
+    changed: list[ir.Value] = field(default_factory=list)
+    path: list[ir.Node] = field(default_factory=list)
+
+    def copy(self) -> Plan:
+        """A plan that can grow apart from this one."""
+        grown = {
+            name: copy.copy(item)
+            for name, item in vars(self).items()
+            if isinstance(item, (dict, list))
+        }
+        return replace(self, **grown)
+
+    def touched(self) -> set[ir.Node]:
+        """Every node the plan would change."""
+        nodes = {node for node, _ in self.params} | set(self.becomes) | set(self.restated)
+        return nodes | set(self.bypassed)
+
+    def take(self, node: ir.Node, moved: Moved) -> None:
+        """Note what a rule said of one node."""
+        self.path.append(node)
+        for index, edit in moved.params.items():
+            self.params[node, index] = edit
+        if moved.becomes is not None:
+            self.becomes[node] = moved.becomes
+
+
+@contextmanager
+def _at(node: ir.Node | None, value: ir.Value | None = None) -> Iterator[None]:
+    """Name the node at which a condition did not hold."""
+    try:
+        yield
+    except Refused as refused:
+        raise Blocked(refused.reason, node, value) from refused
+
+
+def _affine(view: View, node: ir.Node) -> tuple[int, Affine] | None:
+    """What an affine node is, None for any other; raises where it must be left alone."""
+    with _at(node):
+        return view.affine(node)
+
+
+def go_up(view: View, seed: ir.Node) -> Plan:
+    """Plan to move the map of ``seed`` into the operators in front of it.
+
+    Raises:
+        Blocked: with the reason and the node that refused.
+    """
+    walk = _Up(view, Plan(seed, Direction.UP))
+    with _at(seed):
+        walk.bypass(seed, Affine.of())
+        require(bool(walk.wanted) or _can_rename(view, seed), Reason.GRAPH_INPUT)
+    return _gaining(view, walk.run())
+
+
+def go_down(view: View, seed: ir.Node) -> Plan:
+    """Plan to move the map of ``seed`` into the operators behind it; raises like ``go_up``."""
+    walk = _Down(view, Plan(seed, Direction.DOWN))
+    with _at(seed):
+        _, affine = view.read(seed)
+    walk.plan.bypassed.append(seed)
+    walk.spread(seed.outputs[0], affine)
+    return _gaining(view, walk.run())
+
+
+def merge(view: View, seed: ir.Node) -> Plan:
+    """Plan to state the whole run of affine nodes that begins at ``seed`` as one; raises like ``go_up``."""
+    plan = Plan(seed, Direction.MERGE)
+    with _at(seed):
+        _, affine = view.read(seed)
+        require(not view.portable, Reason.NO_GAIN)
+    node, run = seed, [seed]
+    while (behind := _next_of_run(view, node)) is not None:
+        node, affine = behind[0], behind[1] @ affine
+        run.append(node)
+    with _at(seed):
+        require(len(run) > 1, Reason.NO_GAIN)
+    plan.bypassed, plan.restated, plan.path = run[:-1], {node: affine}, run[1:]
+    return _gaining(view, plan)
+
+
+def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
+    value = node.outputs[0]
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1 or uses[0].node.graph is not node.graph:
+        return None
+    known = _affine(view, uses[0].node)
+    return None if known is None else (uses[0].node, known[1])
+
+
+def _can_rename(view: View, seed: ir.Node) -> bool:
+    """Whether an identity's data input can take the place of its output."""
+    data = seed.inputs[view.read(seed)[0]]
+    assert data is not None
+    free = data.producer() is not None and not data.is_graph_output() and data.graph is seed.graph
+    return free or not seed.outputs[0].is_graph_output()
+
+
+def _gaining(view: View, plan: Plan) -> Plan:
+    """Hold a plan to the termination argument."""
+    before = [weight(node.op_type) for node in (*plan.bypassed, *plan.restated)]
+    after = []
+    nodes = {node: node.outputs[0] for node in plan.restated}
+    values = [*plan.stays.items(), *((nodes[node], f) for node, f in plan.restated.items())]
+    for value, affine in values:
+        with _at(value.producer()):
+            left = leftover(affine, value, view.facts, view.opset)
+            if left is None:
+                raise Refused(Reason.COSTS_A_NODE)
+            after.append(left.weight)
+    with _at(plan.path[-1] if plan.path else plan.seed):
+        require(len(after) <= len(before), Reason.COSTS_A_NODE)
+        require(sum(after) < sum(before), Reason.NO_GAIN)
+    return plan
+
+
+class _Up:
+    """A walk towards the producers; ``wanted`` holds what each tensor must become, and for whom."""
+
+    def __init__(self, view: View, plan: Plan) -> None:
+        self.view = view
+        self.plan = plan
+        self.wanted: dict[ir.Value, tuple[Affine, list[tuple[ir.Node, int]]]] = {}
+        self.attempts = 0
+
+    def run(self) -> Plan:
+        """Visit producers, last one first, until nothing is demanded any more."""
+        while self.wanted:
+            value = max(self.wanted, key=self._place)
+            affine, readers = self.wanted.pop(value)
+            node = self._producer(value, readers)
+            if _affine(self.view, node) is not None:
+                with _at(node, value):
+                    self.bypass(node, affine)
+                continue
+            self._mark(value)
+            plan = self._pull(node, value, affine)
+            if plan is not None:
+                return plan
+        return self.plan
+
+    def bypass(self, node: ir.Node, affine: Affine) -> None:
+        """An affine node on the way vanishes, and what it did is demanded with the rest."""
+        index, own = self.view.read(node)
+        if node is not self.plan.seed:
+            self.plan.path.append(node)
+        self.plan.bypassed.append(node)
+        self._demand(node, index, affine @ own)
+
+    def _place(self, value: ir.Value) -> float:
+        producer = value.producer()
+        return -1.0 if producer is None else self.view.position(producer)
+
+    def _mark(self, value: ir.Value) -> None:
+        data = self.plan.seed.inputs[self.view.read(self.plan.seed)[0]]
+        if value is not data:
+            self.plan.changed.append(value)
+
+    def _producer(self, value: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Node:
+        """The node that must produce the changed tensor, after all that the graph may object."""
+        node = value.producer()
+        others = [use.node for use in value.uses() if (use.node, use.idx) not in readers]
+        with _at(node, value):
+            require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
+            require(value.graph is self.plan.seed.graph, Reason.SUBGRAPH)
+            require(node is not None, Reason.GRAPH_INPUT)
+        with _at(others[0] if others else None, value):
+            require(not others, Reason.OTHER_READER)
+        assert node is not None
+        with _at(node, value):
+            require(value is node.outputs[0], Reason.OTHER_OPERAND)
+        return node
+
+    def _pull(self, node: ir.Node, value: ir.Value, affine: Affine) -> Plan | None:
+        """Ask the rule; with alternatives, finish the walk for each until one succeeds."""
+        with _at(node, value):
+            site = self.view.site(node)
+            moved = self.view.rule(site).pull(site, affine)
+            choices = [moved] if isinstance(moved, Moved) else list(moved)
+        for choice in choices[:-1]:
+            self.attempts += 1
+            other = self._fork()
+            try:
+                other._accept(node, value, choice)
+                return other.run()
+            except Blocked:
+                if self.attempts > _MAX_ATTEMPTS:
+                    raise
+        self._accept(node, value, choices[-1])
+        return None
+
+    def _fork(self) -> _Up:
+        other = _Up(self.view, self.plan.copy())
+        other.wanted = {value: (f, list(readers)) for value, (f, readers) in self.wanted.items()}
+        other.attempts = self.attempts
+        return other
+
+    def _accept(self, node: ir.Node, value: ir.Value, moved: Moved) -> None:
+        self.plan.take(node, moved)
+        with _at(node, value):
+            require(moved.may_stay or moved.output.is_identity, Reason.NEEDS_NO_SHIFT)
+            if not moved.output.is_identity:
+                self.plan.stays[value] = moved.output
+            for index, affine in moved.inputs.items():
+                self._demand(node, index, affine)
+
+    def _demand(self, node: ir.Node, index: int, affine: Affine) -> None:
+        """``node`` needs its input to become ``affine`` of what it is."""
+        value = node.inputs[index]
+        assert value is not None
+        if affine.is_identity:
+            return
+        if self.view.constants.holds(value):
+            self.plan.params[node, index] = affine
+            return
+        known, readers = self.wanted.setdefault(value, (affine, []))
+        require(known.same(affine), Reason.BRANCHES_DIFFER)
+        readers.append((node, index))
+
+
+class _Down:
+    """A walk towards the readers; ``arriving`` holds the maps at each node not yet visited."""
+
+    def __init__(self, view: View, plan: Plan, restates: bool = False) -> None:
+        self.view = view
+        self.plan = plan
+        self.restates = restates
+        self.arriving: dict[ir.Node, Arriving] = {}
+        self._heap: list[tuple[float, int, ir.Node]] = []
+        self._tick = count()
+
+    def run(self) -> Plan:
+        """Visit readers, first one first, until no map is on its way any more."""
+        while self._heap:
+            node = heapq.heappop(self._heap)[-1]
+            maps = self.arriving.pop(node)
+            known = _affine(self.view, node)
+            if known is None:
+                self._push(node, maps)
+            else:
+                self._pass(node, maps, *known)
+        return self.plan
+
+    def spread(self, value: ir.Value, affine: Affine) -> None:
+        """All readers of ``value`` now have to apply ``affine`` themselves."""
+        uses = list(value.uses())
+        with _at(value.producer(), value):
+            require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
+            require(bool(uses), Reason.NO_READER)
+        for node, index in uses:
+            with _at(node, value):
+                require(node.graph is self.plan.seed.graph, Reason.SUBGRAPH)
+            if node not in self.arriving:
+                self.arriving[node] = Arriving()
+                heapq.heappush(self._heap, (self.view.position(node), next(self._tick), node))
+            self.arriving[node][index] = affine
+
+    def _pass(self, node: ir.Node, maps: Arriving, index: int, own: Affine) -> None:
+        with _at(node):
+            affine = own @ maps.only(index)
+        self.plan.path.append(node)
+        if self.restates and not own.scales:
+            self.plan.restated[node] = affine
+        else:
+            self.plan.bypassed.append(node)
+            self.spread(node.outputs[0], affine)
+
+    def _push(self, node: ir.Node, maps: Arriving) -> None:
+        with _at(node):
+            site = self.view.site(node)
+            moved = self.view.rule(site).push(site, maps)
+        self.plan.take(node, moved)
+        value = node.outputs[0]
+        if moved.output.is_identity:
+            return
+        if moved.may_stay:
+            self._absorb_behind(value, moved.output)
+        else:
+            self.plan.changed.append(value)
+            self.spread(value, moved.output)
+
+    def _absorb_behind(self, value: ir.Value, shift: Affine) -> None:
+        """Find a home for a shift right behind a layer without bias, or let it stay there.
+
+        The search is a walk of its own: where it fails, only the shift stays.
+        """
+        walk = _Down(self.view, Plan(self.plan.seed, Direction.DOWN), restates=True)
+        try:
+            walk.spread(value, shift)
+            found = walk.run()
+        except Blocked:
+            self.plan.stays[value] = shift
+            return
+        if found.touched() & (self.plan.touched() | set(self.arriving)):
+            self.plan.stays[value] = shift
+            return
+        self.plan.changed.append(value)
+        for name, items in vars(found).items():
+            if isinstance(items, dict):
+                getattr(self.plan, name).update(items)
+            elif isinstance(items, list):
+                getattr(self.plan, name).extend(items)

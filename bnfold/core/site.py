@@ -1,0 +1,94 @@
+"""What a rule sees of the graph: one node, read-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.core.constants import Const, Constants
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.shapes import Facts, Shape
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A read-only view of one node: attributes, constants as float64, inferred shapes.
+
+    Attributes:
+        node: the node itself, for its name; rules do not touch it.
+        version: the opset in which the node's operator last changed.
+    """
+
+    node: ir.Node
+    version: int
+    facts: Facts
+    constants: Constants
+
+    def attr(self, name: str, default: T) -> T:
+        """The attribute's value, or ``default`` where it is absent; strings are ``str``."""
+        attribute = self.node.attributes.get(name)
+        if attribute is None:
+            return default
+        require(not attribute.is_ref(), Reason.IN_FUNCTION)
+        return cast(T, list(attribute.value) if isinstance(default, list) else attribute.value)
+
+    def has(self, index: int) -> bool:
+        """Whether the input is given (an optional one may be absent or ``""``)."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
+    def input(self, index: int) -> ir.Value:
+        """The value at an input that must be given."""
+        value = self.node.inputs[index] if self.has(index) else None
+        if value is None:
+            raise Refused(Reason.NOT_CONSTANT)
+        return value
+
+    def const(self, index: int) -> Const:
+        """The constant at an input.
+
+        Raises:
+            Refused: ``NOT_CONSTANT`` or ``OVERRIDABLE`` if it is none, ``NOT_FLOAT`` or
+                ``NOT_FINITE`` if its values cannot be computed with.
+        """
+        return self.constants.get(self.input(index))
+
+    def is_const(self, index: int) -> bool:
+        """Whether an input is a constant."""
+        return self.has(index) and self.constants.holds(self.input(index))
+
+    def ints(self, index: int, attribute: str) -> list[int] | None:
+        """A list of integers that is an attribute in old opsets and a constant input in new ones."""
+        if self.has(index):
+            return [int(item) for item in np.atleast_1d(self.const(index).base)]
+        values = self.attr(attribute, cast("list[int]", []))
+        return values if attribute in self.node.attributes else None
+
+    def target_type(self) -> ir.DataType | None:
+        """The type that a Cast casts to; before version 6 a name, later a number."""
+        to = self.node.attributes.get("to")
+        if to is None:
+            return None
+        return ir.DataType[to.value] if isinstance(to.value, str) else ir.DataType(to.value)
+
+    def shape(self, index: int) -> Shape:
+        """The inferred shape of an input.
+
+        Raises:
+            Refused: ``UNKNOWN_SHAPE`` if not even its rank is known.
+        """
+        return _known(self.facts.shape(self.input(index)))
+
+    def out_shape(self) -> Shape:
+        """The inferred shape of the first output; raises like ``shape``."""
+        return _known(self.facts.shape(self.node.outputs[0]))
+
+
+def _known(shape: Shape | None) -> Shape:
+    if shape is None:
+        raise Refused(Reason.UNKNOWN_SHAPE)
+    return shape

@@ -1,0 +1,125 @@
+"""The planner's read-only view of a model: sites, affine nodes, and the order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.core.affine import Affine
+from bnfold.core.constants import Constants
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.rule import Rule, registered, rule_for
+from bnfold.core.shapes import infer
+from bnfold.core.site import Site
+
+
+class View:
+    """Everything the planner may ask of a model. Nothing here changes it.
+
+    Args:
+        model: the model, its nodes in topological order.
+        chosen: whether a node of this name may be folded (``--only``, ``--skip``).
+        portable: keep to rewrites that help on every runtime.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        chosen: Callable[[str], bool] = lambda name: True,
+        portable: bool = False,
+    ) -> None:
+        self.model = model
+        self.portable = portable
+        self.facts = infer(model)
+        self.constants = Constants.of_model(model, self.facts)
+        self.opset = model.graph.opset_imports.get("", 1)
+        self._chosen = chosen
+        self._positions: dict[ir.Node, float] = {}
+        self._reads: dict[ir.Node, tuple[int, Affine] | Reason] = {}
+        for place, node in enumerate(self.nodes()):
+            self._positions[node] = float(place)
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node of the graph and its subgraphs, in topological order within each."""
+        for graph in self.model.graphs():
+            yield from graph
+
+    def site(self, node: ir.Node) -> Site:
+        """The node as a rule sees it."""
+        return Site(node, self._version(node), self.facts, self.constants)
+
+    def rule(self, site: Site) -> Rule:
+        """The rule for a site; raises ``Refused`` where there is none."""
+        return rule_for(site)
+
+    def reads(self, node: ir.Node) -> bool:
+        """Whether the node's operator is one that can be an affine map, with a constant to be it by."""
+        entry = registered().get(node.op_type)
+        return entry is not None and entry.reads and self._version(node) > 0
+
+    def read(self, node: ir.Node) -> tuple[int, Affine]:
+        """Which input of an affine node is its data, and which map the node is.
+
+        Raises:
+            Refused: if the node is no affine map, or must be left alone.
+        """
+        if node not in self._reads:
+            self._reads[node] = self._read(node)
+        known = self._reads[node]
+        if isinstance(known, Reason):
+            raise Refused(known)
+        return known
+
+    def affine(self, node: ir.Node) -> tuple[int, Affine] | None:
+        """Like ``read``, but None for a node that is no affine map."""
+        try:
+            return self.read(node)
+        except Refused as refused:
+            if refused.reason is Reason.EXCLUDED:
+                raise
+            return None
+
+    def position(self, node: ir.Node) -> float:
+        """Where the node stands: every reader of a value stands behind its producer."""
+        return self._positions[node]
+
+    def place_behind(self, new: ir.Node, node: ir.Node) -> None:
+        """Give a new node a position between ``node`` and whatever comes next."""
+        place = self._positions[node]
+        self._positions[new] = (place + int(place) + 1) / 2
+
+    def forget(self, node: ir.Node) -> None:
+        """Read the node anew next time: it was rewritten."""
+        self._reads.pop(node, None)
+
+    def _read(self, node: ir.Node) -> tuple[int, Affine] | Reason:
+        site = self.site(node)
+        try:
+            index, affine = self.rule(site).read(site)
+            require(self.facts.is_float(node.outputs[0]), Reason.NOT_FLOAT)
+            require(self._chosen(name_of(node)), Reason.EXCLUDED)
+        except Refused as refused:
+            return refused.reason
+        return index, affine.collapsed()
+
+    def _version(self, node: ir.Node) -> int:
+        if node.op_identifier() in self.model.functions:
+            return 0
+        return _since(node.op_type, self.opset) if node.domain == "" else 0
+
+
+def name_of(node: ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
+    return node.name or node.outputs[0].name or node.op_type
+
+
+@cache
+def _since(op_type: str, opset: int) -> int:
+    """The opset at which the operator took its present form, 0 if there is no such operator."""
+    try:
+        return onnx.defs.get_schema(op_type, opset, "").since_version
+    except onnx.defs.SchemaError:
+        return 0

@@ -1,0 +1,1 @@
+"""Operators that are an affine map of one input."""

@@ -1,0 +1,138 @@
+"""MatMul absorbs a scale on either side and hands the shift on: it has no bias.
+
+    pull    s·(x·W) + t  =  x·(W·s) + t             s and t along the columns of W
+    push    (s·x + t)·W  =  x·(s·W) + t·W           s and t along the rows of W
+
+and alike with the weight on the left. Weights may be stacked; a map may vary along their stack.
+A product of two matrices becomes a Gemm, whose bias takes the shift; otherwise an Add takes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.core.affine import Affine
+from bnfold.core.constants import Const
+from bnfold.core.example import Graph, Input, Outputs, folds, refuses
+from bnfold.core.reasons import Reason, require
+from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
+from bnfold.core.site import Site
+
+
+@rule("MatMul", versions={1, 9, 13})
+class MatMul(Rule):
+    """See the module."""
+
+    def pull(self, matmul: Site, out: Affine) -> Moved:
+        index, weight = _weight(matmul)
+        _require_constant_along(out, axis=-2 if index else -1)
+        return _moved(matmul, index, out.linear.onto(weight.shape), out.translation)
+
+    def push(self, matmul: Site, into: Arriving) -> Moved:
+        index, weight = _weight(matmul)
+        affine = into.only(1 - index)
+        _require_constant_along(affine, axis=-2 if index else -1)
+        crossed = affine.linear.rearranged(lambda array: np.swapaxes(array, -1, -2))
+        shift = Affine.of()
+        if affine.shifts:
+            rank, axis = len(matmul.shape(1 - index)), -1 if index else -2
+            shape = np.ones(rank, int)
+            shape[axis] = weight.shape[-2 if index else -1]
+            vector = affine.translation.shift + np.zeros(shape)
+            total = vector @ weight.exact if index else weight.exact @ vector
+            shift = Affine.of(1.0, total)
+        return _moved(matmul, index, crossed.onto(weight.shape), shift)
+
+
+def _weight(matmul: Site) -> tuple[int, Const]:
+    """Which side is the weight, and the weight; vectors lose an axis and are left to the run time."""
+    index = 0 if matmul.is_const(0) else 1
+    weight = matmul.const(index)
+    require(weight.rank >= 2 and len(matmul.shape(1 - index)) >= 2, Reason.MIXED_AXES)
+    return index, weight
+
+
+def _require_constant_along(affine: Affine, axis: int) -> None:
+    """The axis that the product sums over, or that belongs to the data, has no weights to scale."""
+    require(affine.rank + axis not in affine.sizes(), Reason.MIXED_AXES)
+
+
+def _moved(matmul: Site, index: int, scale: Affine, shift: Affine) -> Moved:
+    if not shift.shifts:
+        return Moved({index: scale})
+    if len(matmul.out_shape()) == 2:
+        bias = shift.shift[0] if shift.shift.ndim == 2 and len(shift.shift) == 1 else shift.shift
+        return Moved({index: scale, 2: Affine.of(1.0, bias)}, becomes=Becomes("Gemm"))
+    return Moved({index: scale}, output=shift, may_stay=True)
+
+
+@folds
+def becomes_gemm(op: Graph, x: Input = ("N", 3)) -> Outputs:
+    return op.batch_norm(op.MatMul(x, op.weight(3, 4)))
+
+
+@folds
+def bias_behind(op: Graph, x: Input = ("N", 3)) -> Outputs:
+    return op.batch_norm(op.Add(op.MatMul(x, op.weight(3, 4)), op.weight(4)))
+
+
+@folds(leaves=["Add"])
+def on_tokens(op: Graph, x: Input = ("N", 5, 3)) -> Outputs:
+    y = op.Add(op.MatMul(x, op.weight(3, 4)), op.weight(4))
+    return op.Transpose(op.batch_norm(op.Transpose(y, perm=[0, 2, 1])), perm=[0, 2, 1])
+
+
+@folds
+def weight_on_the_left(op: Graph, x: Input = ("N", 3, 5)) -> Outputs:
+    return op.Mul(op.MatMul(op.weight(4, 3), x), op.weight(4, 1))
+
+
+@folds
+def stacked(op: Graph, x: Input = (2, 3, 5, 4)) -> Outputs:
+    return op.Mul(op.MatMul(x, op.weight(3, 4, 6)), op.weight(3, 1, 6))
+
+
+@folds(leaves=["Add", "Add", "Add"])
+def queries_keys_values(op: Graph, x: Input = ("N", 5, 4)) -> Outputs:
+    y = op.Add(op.Mul(x, op.weight(4)), op.weight(4))
+    return [op.Add(op.MatMul(y, op.weight(4, 6)), op.weight(6)) for _ in range(3)]
+
+
+@folds
+def in_front(op: Graph, x: Input = ("N", 4)) -> Outputs:
+    return op.MatMul(op.batch_norm(x), op.weight(4, 6))
+
+
+@folds(leaves=["Add"])
+def in_front_on_the_right(op: Graph, x: Input = (2, 4, 5)) -> Outputs:
+    return op.MatMul(op.weight(3, 4), op.batch_norm(x))
+
+
+@refuses(Reason.MIXED_AXES)
+def along_the_rows(op: Graph, x: Input = (2, 4, 3)) -> Outputs:
+    return op.Mul(op.MatMul(x, op.weight(3, 4)), op.weight(4, 1))
+
+
+@refuses(Reason.COSTS_A_NODE)
+def shift_for_each_reader(op: Graph, x: Input = ("N", 5, 4)) -> Outputs:
+    y = op.Add(op.Mul(op.Sigmoid(x), op.weight(4)), op.weight(4))
+    return (
+        op.MatMul(y, op.weight(4, 6)),
+        op.MatMul(y, op.weight(4, 6)),
+        op.MatMul(y, op.weight(4, 6)),
+    )
+
+
+@refuses(Reason.NOT_CONSTANT)
+def two_tensors(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 5)) -> Outputs:
+    return op.Mul(op.MatMul(x, y), op.weight(5))
+
+
+@refuses(Reason.NOT_CONSTANT)
+def attention_scores(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 5)) -> Outputs:
+    return op.MatMul(op.batch_norm(x), y)
+
+
+@refuses(Reason.DENSE_BIAS)
+def dense_bias(op: Graph, x: Input = (2, 4)) -> Outputs:
+    return op.Add(op.MatMul(x, op.weight(4, 3)), op.weight(3))
