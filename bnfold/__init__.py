@@ -15,28 +15,30 @@ if TYPE_CHECKING:
         InvalidModelError,
         MissingDependencyError,
         OutputError,
+        SelectionError,
         UnreadableModelError,
         UnsupportedModelError,
         VerificationError,
     )
-    from bnfold.fold import FoldPass, FoldResult, fold
+    from bnfold.folding import FoldPass, FoldResult, fold
     from bnfold.report import Report
-    from bnfold.verify import Verdict, verify
+    from bnfold.verification import Verdict, verify
 
 # Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
 _HOME = {
-    "FoldPass": "bnfold.fold",
-    "FoldResult": "bnfold.fold",
-    "fold": "bnfold.fold",
+    "FoldPass": "bnfold.folding",
+    "FoldResult": "bnfold.folding",
+    "fold": "bnfold.folding",
     "Reason": "bnfold.core.reasons",
     "Report": "bnfold.report",
-    "Verdict": "bnfold.verify",
-    "verify": "bnfold.verify",
+    "Verdict": "bnfold.verification",
+    "verify": "bnfold.verification",
     "BnfoldError": "bnfold.errors",
     "InputsError": "bnfold.errors",
     "InvalidModelError": "bnfold.errors",
     "MissingDependencyError": "bnfold.errors",
     "OutputError": "bnfold.errors",
+    "SelectionError": "bnfold.errors",
     "UnreadableModelError": "bnfold.errors",
     "UnsupportedModelError": "bnfold.errors",
     "VerificationError": "bnfold.errors",
@@ -52,6 +54,7 @@ __all__ = [
     "OutputError",
     "Reason",
     "Report",
+    "SelectionError",
     "UnreadableModelError",
     "UnsupportedModelError",
     "Verdict",

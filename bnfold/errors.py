@@ -28,6 +28,10 @@ class InputsError(BnfoldError):
     """The given input data do not fit the model."""
 
 
+class SelectionError(BnfoldError):
+    """A name pattern matches nothing in the model."""
+
+
 class OutputError(BnfoldError):
     """The result could not be written where it should go."""
 

@@ -98,7 +98,6 @@ class Report:
         seconds: wall time of the fold itself.
         constant_bytes: by how many bytes the stored constants grew (negative: shrank).
         overridable: how many refusals ``--freeze-initializers`` would lift.
-        provenance: what ``--map`` writes: per fold the map and the constants it replaced.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -106,7 +105,6 @@ class Report:
     nodes_after: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     constant_bytes: int = 0
-    provenance: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def folded(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from bnfold.core.constants import Const
 from bnfold.core.leftover import Leftover, leftover
 from bnfold.core.plan import Blocked, Direction, Plan
 from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.shapes import FLOATS
 from bnfold.core.view import View, name_of
 
 
@@ -25,14 +27,18 @@ class Change:
     Attributes:
         node: the node that reads it.
         index: at which input.
-        old: the value it read before, None for an absent optional input.
-        new: the value it reads now.
+        old: what it read before, and under which name; None for an absent optional input.
+        new: what it reads now.
     """
 
     node: str
     index: int
-    old: ir.Value | None
-    new: ir.Value
+    old: tuple[str, Const] | None
+    new: tuple[str, Const]
+
+
+# How many values of a constant are computed at a time.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -117,9 +123,7 @@ class Writer:
         site = self.view.site(node)
         if site.has(index):
             return site.const(index)
-        dtype = next(
-            site.const(other).dtype for other in range(len(node.inputs)) if site.is_const(other)
-        )
+        dtype = next(site.const(other).dtype for other in range(len(node.inputs)) if site.is_const(other))
         return Const.absent(dtype)
 
     def _leftovers(self, plan: Plan) -> Iterator[tuple[ir.Value, Made]]:
@@ -138,6 +142,7 @@ class Writer:
     def _replace(self, node: ir.Node, index: int, made: tuple[Const, Any]) -> Change:
         const, data = made
         old = node.inputs[index] if index < len(node.inputs) else None
+        before = None if old is None else (old.name or "", self.view.constants.get(old))
         name = f"{name_of(node)}_bias" if old is None else old.name
         new = self._constant(node, f"{name}_folded", const, data)
         if index >= len(node.inputs):
@@ -145,7 +150,7 @@ class Writer:
         node.replace_input_with(index, new)
         if old is not None:
             self._loose.append(old)
-        return Change(name_of(node), index, old, new)
+        return Change(name_of(node), index, before, (new.name or "", const))
 
     def _constant(self, node: ir.Node, name: str, const: Const, data: Any) -> ir.Value:
         """Register a new initializer in the graph the node stands in."""
@@ -200,12 +205,13 @@ class Writer:
             node.replace_input_with(place, value)
         self._become(node, made.left.op_type, made.left.attributes)
         self._loose.extend(value for value in old if value is not None and value is not data)
-        return [Change(name_of(node), 1 + i, None, value) for i, value in enumerate(values)]
+        return [
+            Change(name_of(node), 1 + i, None, (value.name or "", const))
+            for i, (value, (const, _)) in enumerate(zip(values, made.consts, strict=True))
+        ]
 
     def _register(self, node: ir.Node, value: ir.Value, made: Made) -> list[ir.Value]:
-        stems = {"Add": ["shift"], "Mul": ["scale"]}.get(
-            made.left.op_type, ["scale", "shift", "mean", "var"]
-        )
+        stems = {"Add": ["shift"], "Mul": ["scale"]}.get(made.left.op_type, ["scale", "shift", "mean", "var"])
         return [
             self._constant(node, f"{value.name}_{stem}", const, data)
             for stem, (const, data) in zip(stems, made.consts, strict=True)
@@ -251,43 +257,60 @@ def stored(const: Const) -> npt.NDArray[Any]:
         An array of ``const.shape`` in ``const.dtype``.
 
     Raises:
-        Refused: ``NOT_FINITE`` if the exact values are not finite, ``OVERFLOWS`` if the rounded ones
-            are not, ``PRECISION_LOST`` if underflow costs more than 2 ulp of a channel's largest
-            magnitude.
+        Refused: ``NOT_FLOAT`` for integers, ``NOT_FINITE`` if the exact values are not finite,
+            ``OVERFLOWS`` if the rounded ones are not, ``PRECISION_LOST`` if underflow costs more
+            than 2 ulp of a channel's largest magnitude.
     """
-    exact = np.broadcast_to(const.exact, const.shape)
+    require(const.dtype in FLOATS, Reason.NOT_FLOAT)
+    rounded = np.empty(const.shape, const.dtype.numpy())
+    axes, largest = _axes_within_channel(const), []
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        rounded = exact.astype(const.dtype.numpy())
-    largest = np.max(np.abs(exact), initial=0.0)
-    require(bool(np.isfinite(largest)), Reason.NOT_FINITE)
+        for rows, exact in _blocks(const):
+            rounded[rows] = exact
+            largest.append(np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0))
     info = _finfo(const.dtype)
-    require(
-        bool(largest <= info.max or np.isfinite(rounded.astype(np.float64)).all()), Reason.OVERFLOWS
-    )
-    _check_underflow(const, exact, rounded)
+    require(bool(all(np.isfinite(part).all() for part in largest)), Reason.NOT_FINITE)
+    biggest = max((float(part.max(initial=0.0)) for part in largest), default=0.0)
+    require(biggest <= info.max or bool(np.isfinite(rounded.astype(np.float64)).all()), Reason.OVERFLOWS)
+    if any(np.any((part > 0) & (part < info.tiny)) for part in largest):
+        _check_underflow(const, rounded, axes, info)
     return rounded
 
 
-def _check_underflow(const: Const, exact: Array, rounded: npt.NDArray[Any]) -> None:
-    """Compare what subnormals lose with the largest magnitude of their channel.
-
-    A channel is a slice on which the last map is constant; the entries of a vector (a bias) are
-    judged together, as each is added to a channel whose weights are judged by themselves.
-    """
-    info = _finfo(const.dtype)
-    axes = tuple(range(exact.ndim))
-    if exact.ndim > 1:
-        varying = const.edit.linear.sizes()
-        offset = exact.ndim - const.edit.scale.ndim
-        axes = tuple(axis for axis in axes if axis - offset not in varying)
-    largest = np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0)
-    if not np.any((largest > 0) & (largest < info.tiny)):
+def _blocks(const: Const) -> Iterator[tuple[Any, Array]]:
+    """The exact values in float64, some rows at a time: a block stays in the processor's cache."""
+    base, edit = np.broadcast_to(const.base, const.shape), const.edit
+    if not const.shape:
+        yield (), np.asarray(edit(base))
         return
+    scale, shift = (np.broadcast_to(array, const.shape) for array in (edit.scale, edit.shift))
+    step = max(1, _BLOCK * const.shape[0] // max(1, base.size))
+    for start in range(0, const.shape[0], step):
+        rows = slice(start, start + step)
+        block = base[rows].astype(np.float64)
+        if edit.scales:
+            block *= scale[rows]
+        if edit.shifts:
+            block += shift[rows]
+        yield rows, block
+
+
+def _axes_within_channel(const: Const) -> tuple[int, ...]:
+    """The axes of one channel: a slice of the constant on which the map is the same everywhere.
+
+    The entries of a vector (a bias) are judged together: each is added to a channel whose weights
+    are judged by themselves.
+    """
+    rank = len(const.shape)
+    varying = {axis + rank - const.edit.rank for axis in const.edit.linear.sizes()} if rank > 1 else set()
+    return tuple(axis for axis in range(rank) if axis not in varying)
+
+
+def _check_underflow(const: Const, rounded: npt.NDArray[Any], axes: tuple[int, ...], info: _FloatInfo) -> None:
+    exact = np.broadcast_to(const.exact, const.shape)
+    largest = np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0)
     lost = np.max(np.abs(rounded.astype(np.float64) - exact), axis=axes, keepdims=True, initial=0.0)
-    require(
-        bool(np.all((largest >= info.tiny) | (lost <= 2 * info.eps * largest))),
-        Reason.PRECISION_LOST,
-    )
+    require(bool(np.all((largest >= info.tiny) | (lost <= 2 * info.eps * largest))), Reason.PRECISION_LOST)
 
 
 @dataclass(frozen=True)
@@ -298,7 +321,5 @@ class _FloatInfo:
 
 
 def _finfo(dtype: ir.DataType) -> _FloatInfo:
-    import ml_dtypes
-
-    info = ml_dtypes.finfo(dtype.numpy())
+    info = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
     return _FloatInfo(float(info.max), float(info.tiny), float(info.eps))

@@ -145,8 +145,9 @@ class Constants:
         if shape is None:
             return None
         start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
-        wanted = shape[start:end]
-        return ir.tensor(list(wanted), ir.DataType.INT64) if _all_static(wanted) else None
+        wanted = [dim for dim in shape[start:end] if isinstance(dim, int)]
+        known = len(wanted) == len(shape[start:end])
+        return ir.tensor(np.array(wanted, np.int64)) if known else None
 
     def _cast_like(self, node: ir.Node, depth: int) -> ir.TensorProtocol | None:
         """Cast to the type of the second input, of which nothing but the type needs to be known."""
@@ -161,13 +162,9 @@ class Constants:
         sizes = [dim for dim in self.facts.shape(value) or () if isinstance(dim, int)]
         return 8 * prod(sizes) <= _MAX_BYTES
 
-    def _evaluate(
-        self, node: ir.Node, feeds: list[npt.NDArray[Any] | None]
-    ) -> ir.TensorProtocol | None:
+    def _evaluate(self, node: ir.Node, feeds: list[npt.NDArray[Any] | None]) -> ir.TensorProtocol | None:
         proto = ir.serde.serialize_node(node)
-        fed = {
-            name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None
-        }
+        fed = {name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None}
         graph = onnx.helper.make_graph(
             [proto],
             "constant",
@@ -177,7 +174,7 @@ class Constants:
         opset = onnx.helper.make_opsetid("", self.opsets.get("", 1))
         try:
             evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
-            result = evaluator.run(None, fed)[0]
+            (result,) = evaluator.run(None, fed)
         except Exception:  # whatever the evaluator cannot do is left to the run time
             return None
         return ir.tensor(np.asarray(result))
@@ -185,7 +182,3 @@ class Constants:
 
 def _numpy(const: Const) -> npt.NDArray[Any]:
     return const.base if const.edit.is_identity else const.exact.astype(const.dtype.numpy())
-
-
-def _all_static(shape: tuple[object, ...]) -> bool:
-    return all(isinstance(dim, int) for dim in shape)

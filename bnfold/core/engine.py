@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from bnfold.core.affine import Affine
 from bnfold.core.apply import Change, Writer
-from bnfold.core.plan import Blocked, Direction, Plan, go_down, go_up, merge
+from bnfold.core.plan import Blocked, Direction, Plan, gaining, go_down, go_up, merge
 from bnfold.core.profit import worthwhile
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.view import View, name_of
@@ -34,16 +35,15 @@ class Fold:
     """One plan that was carried out, for the provenance map.
 
     Attributes:
-        seed: the row of the node the walk began at.
-        scale: float64, shaped to broadcast against the seed's tensor.
-        shift: the same for the shift.
+        seed: the name of the node the walk began at.
+        direction: the way its map went.
+        affine: its map, shaped to broadcast against its tensor.
         changes: the constants that were replaced.
     """
 
     seed: str
-    scale: object
-    shift: object
     direction: str
+    affine: Affine
     changes: list[Change]
 
 
@@ -110,7 +110,7 @@ class Engine:
         refusals = []
         for direction, walk in walks.items():
             try:
-                plan = worthwhile(self.view, walk(self.view, seed))
+                plan = gaining(self.view, worthwhile(self.view, walk(self.view, seed)))
                 self._carry_out(writer, plan)
                 return True
             except Blocked as blocked:
@@ -131,7 +131,7 @@ class Engine:
         _, affine = self.view.read(plan.seed)
         name = name_of(plan.seed)
         changes, left = writer.carry_out(plan)
-        self.folds.append(Fold(name, affine.scale, affine.shift, plan.direction.value, changes))
+        self.folds.append(Fold(name, plan.direction.value, affine, changes))
         for row in rows:
             row.status = "merged" if merged else "folded"
             row.direction = "" if merged else plan.direction.value

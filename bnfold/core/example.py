@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from bnfold.core.reasons import Reason
 
 # A graph input of an example: its shape where the example is written, its name where it is built.
 Input = Any
-Outputs = str | Sequence[str]
+Outputs = Any
 Build = Callable[..., Outputs]
 DEFAULT_OPSET = 17
 
@@ -60,27 +60,25 @@ class Example:
 EXAMPLES: list[Example] = []
 
 
-def folds(
-    build: Build | None = None,
-    *,
-    leaves: Sequence[str] = (),
-    opset: int = DEFAULT_OPSET,
-    **more: Any,
-) -> Any:
+@overload
+def folds(build: Build) -> Build: ...
+@overload
+def folds(*, leaves: Sequence[str] = (), **more: Any) -> Callable[[Build], Build]: ...
+def folds(build: Build | None = None, *, leaves: Sequence[str] = (), **more: Any) -> Any:
     """Mark a graph whose affine nodes are all placed (but for ``leaves``)."""
 
     def mark(function: Build) -> Build:
-        EXAMPLES.append(Example(function, None, leaves, opset, **more))
+        EXAMPLES.append(Example(function, None, leaves, **more))
         return function
 
     return mark if build is None else mark(build)
 
 
-def refuses(reason: Reason, *, opset: int = DEFAULT_OPSET, **more: Any) -> Callable[[Build], Build]:
+def refuses(reason: Reason, **more: Any) -> Callable[[Build], Build]:
     """Mark a graph that is left untouched for ``reason``."""
 
     def mark(function: Build) -> Build:
-        EXAMPLES.append(Example(function, reason, (), opset, **more))
+        EXAMPLES.append(Example(function, reason, **more))
         return function
 
     return mark
@@ -108,9 +106,7 @@ class Graph:
             raise AttributeError(op_type)
         return lambda *inputs, **attributes: self.node(op_type, *inputs, **attributes)
 
-    def node(
-        self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> Any:
+    def node(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Add a node and return the names of its outputs."""
         names = [self._fresh(op_type) for _ in range(outputs)]
         self.nodes.append(
@@ -177,9 +173,7 @@ class Graph:
 
     def finish(self, outputs: Sequence[str], ir_version: int = 8) -> onnx.ModelProto:
         """The model with these graph outputs."""
-        return self._model(
-            [helper.make_value_info(name, onnx.TypeProto()) for name in outputs], ir_version
-        )
+        return self._model([helper.make_value_info(name, onnx.TypeProto()) for name in outputs], ir_version)
 
     def _model(self, outputs: Sequence[onnx.ValueInfoProto], ir_version: int) -> onnx.ModelProto:
         graph = helper.make_graph(

@@ -15,7 +15,7 @@ import copy
 import heapq
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 
@@ -77,12 +77,11 @@ class Plan:
 
     def copy(self) -> Plan:
         """A plan that can grow apart from this one."""
-        grown = {
-            name: copy.copy(item)
-            for name, item in vars(self).items()
-            if isinstance(item, (dict, list))
-        }
-        return replace(self, **grown)
+        twin = copy.copy(self)
+        for name, item in vars(self).items():
+            if isinstance(item, (dict, list)):
+                setattr(twin, name, item.copy())
+        return twin
 
     def touched(self) -> set[ir.Node]:
         """Every node the plan would change."""
@@ -123,7 +122,7 @@ def go_up(view: View, seed: ir.Node) -> Plan:
     with _at(seed):
         walk.bypass(seed, Affine.of())
         require(bool(walk.wanted) or _can_rename(view, seed), Reason.GRAPH_INPUT)
-    return _gaining(view, walk.run())
+    return walk.run()
 
 
 def go_down(view: View, seed: ir.Node) -> Plan:
@@ -133,7 +132,7 @@ def go_down(view: View, seed: ir.Node) -> Plan:
         _, affine = view.read(seed)
     walk.plan.bypassed.append(seed)
     walk.spread(seed.outputs[0], affine)
-    return _gaining(view, walk.run())
+    return walk.run()
 
 
 def merge(view: View, seed: ir.Node) -> Plan:
@@ -149,7 +148,7 @@ def merge(view: View, seed: ir.Node) -> Plan:
     with _at(seed):
         require(len(run) > 1, Reason.NO_GAIN)
     plan.bypassed, plan.restated, plan.path = run[:-1], {node: affine}, run[1:]
-    return _gaining(view, plan)
+    return plan
 
 
 def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
@@ -169,8 +168,12 @@ def _can_rename(view: View, seed: ir.Node) -> bool:
     return free or not seed.outputs[0].is_graph_output()
 
 
-def _gaining(view: View, plan: Plan) -> Plan:
-    """Hold a plan to the termination argument."""
+def gaining(view: View, plan: Plan) -> Plan:
+    """Hold a plan to the termination argument: fewer or equal nodes, and a lower measure.
+
+    Raises:
+        Blocked: ``COSTS_A_NODE`` or ``NO_GAIN``.
+    """
     before = [weight(node.op_type) for node in (*plan.bypassed, *plan.restated)]
     after = []
     nodes = {node: node.outputs[0] for node in plan.restated}

@@ -15,9 +15,7 @@ Shape = tuple[Dim, ...]
 # Constants up to this size are shown to inference in full: shapes and axes live in them, weights do not.
 _SMALL_BYTES = 4096
 
-_FLOATS = frozenset(
-    {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
-)
+FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Facts:
 
     def is_float(self, value: ir.Value) -> bool:
         """Whether the value is known to hold one of the types bnfold computes in."""
-        return self.dtypes.get(value) in _FLOATS
+        return self.dtypes.get(value) in FLOATS
 
     def copy(self, source: ir.Value, target: ir.Value) -> None:
         """Let ``target`` have the shape and type of ``source``."""
@@ -62,9 +60,7 @@ def infer(model: ir.Model) -> Facts:
     facts = Facts()
     skeleton = _skeleton(model)
     try:
-        proto = onnx.shape_inference.infer_shapes(
-            ir.serde.serialize_model(skeleton), data_prop=True
-        )
+        proto = onnx.shape_inference.infer_shapes(ir.serde.serialize_model(skeleton), data_prop=True)
     except Exception:  # onnx raises whatever its C++ side throws; what is left is the skeleton
         inferred = skeleton
     else:
@@ -78,7 +74,7 @@ def infer(model: ir.Model) -> Facts:
 def _pairs(graph: ir.Graph, twin: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value]]:
     for name, value in graph.initializers.items():
         if value.const_value is not None:
-            yield value, ir.val(name, value.const_value.dtype, value.const_value.shape)
+            yield value, ir.val(name, value.const_value.dtype, value.const_value.shape.numpy())
     yield from zip(graph.inputs, twin.inputs, strict=False)
     for node, other in zip(graph, twin, strict=True):
         yield from zip(node.outputs, other.outputs, strict=True)
@@ -88,24 +84,20 @@ def _skeleton(model: ir.Model) -> ir.Model:
     """Copy the model without its weights' data and without what it says of intermediate values."""
     skeleton = model.clone()
     names = (f"bnfold_dim_{number}" for number in count())
-    for value in skeleton.graph.inputs:
-        if value.shape is not None:
-            dims = [next(names) if _dim(dim) is None else dim for dim in value.shape]
-            value.shape = ir.Shape(dims)
-        if value.is_initializer() and model.ir_version >= 4:
-            skeleton.graph.initializers.pop(value.name or "")
+    for given in skeleton.graph.inputs:
+        if given.shape is not None:
+            given.shape = ir.Shape([next(names) if _dim(dim) is None else dim for dim in given.shape])
+        if given.is_initializer() and model.ir_version >= 4:
+            skeleton.graph.initializers.pop(given.name or "")
     for graph in skeleton.graphs():
-        for value in graph.initializers.values():
-            value.const_value = _without_data(value.const_value)
+        for stored in graph.initializers.values():
+            stored.const_value = _without_data(stored.const_value)
         for node in graph:
             for output in node.outputs:
                 output.shape = None
-            value_attribute = node.attributes.get("value")
-            if node.op_type == "Constant" and value_attribute is not None:
-                if value_attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes["value"] = ir.AttrTensor(
-                        "value", _without_data(value_attribute.as_tensor())
-                    )
+            value = node.attributes.get("value")
+            if node.op_type == "Constant" and value and value.type == ir.AttributeType.TENSOR:
+                node.attributes["value"] = ir.AttrTensor("value", _without_data(value.as_tensor()))
     return skeleton
 
 
@@ -115,7 +107,7 @@ def _without_data(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol:
         return tensor
     # A reference to data that are never read: dimensions and type are all that inference needs.
     return ir.ExternalTensor(
-        "none", None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name or ""
+        "none", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or ""
     )
 
 

@@ -45,7 +45,6 @@ def normalize(
 
     Raises:
         InputsError: a vector does not fit the channels or is not finite, or σ² + ε is not positive.
-
     """
     samples = channels_last(x, axis)
     channels = samples.shape[-1]
@@ -67,7 +66,8 @@ def batch_norm_training(
     Arguments and y are those of ``normalize``. Returned with y are the moments of the batch, which
     a ``MovingAverage`` takes next.
 
-    Raises ``InputsError`` as ``normalize`` does, or if x is empty or holds NaN or infinity.
+    Raises:
+        InputsError: as ``normalize`` does, or x is empty or holds NaN or infinity.
     """
     batch = ChannelMoments.of(x, axis)
     y = normalize(x, batch.mean, batch.variance, scale, bias, epsilon=epsilon, axis=axis)

@@ -37,8 +37,9 @@ class Running(NamedTuple):
 class MovingAverage:
     """One rule for updating moving statistics.
 
-    ``momentum`` is the share of the old value that is kept, from 0 to 1, as in ONNX and Keras;
-    ``unbiased`` says that a batch enters with the variance m2/(m - 1) instead of m2/m.
+    Attributes:
+        momentum: the share of the old value that is kept, from 0 to 1, as in ONNX and Keras.
+        unbiased: whether a batch enters with the variance m2/(m - 1) instead of m2/m.
     """
 
     momentum: float = 0.9
@@ -57,7 +58,8 @@ class MovingAverage:
     def update(self, running: Running, batch: ChannelMoments) -> Running:
         """Blend a batch into the moving mean and variance; both come back in float64.
 
-        Raises ``InputsError`` if the channels differ or the batch is too small for its variance.
+        Raises:
+            InputsError: the channels differ, or the batch is too small for its variance.
         """
         variance = batch.unbiased_variance if self.unbiased else batch.variance
         return Running(
@@ -75,7 +77,8 @@ def bessel(count: int) -> float:
     Dividing by it converts a running variance of torch to ONNX's, if every batch had m samples per
     channel and the variance it started from is converted too.
 
-    Raises ``InputsError`` for fewer than two samples.
+    Raises:
+        InputsError: fewer than two samples.
     """
     if count < 2:
         raise InputsError(f"{count} samples per channel have no unbiased variance.")

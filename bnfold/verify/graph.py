@@ -107,10 +107,11 @@ def cut(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> dict[str, str]
     Returns:
         for each name the new input that must be fed in its stead, with the dtype of the given value.
     """
-    taken = {name for node in _nodes(model.graph) for name in (*node.input, *node.output)}
+    taken = {name for node in all_nodes(model.graph) for name in (*node.input, *node.output)}
     given = {name: _fresh(name, taken) for name in values}
-    for node in _nodes(model.graph):
-        node.input[:] = [given.get(name, name) for name in node.input]
+    for node in all_nodes(model.graph):
+        for position, name in enumerate(node.input):
+            node.input[position] = given.get(name, name)
     for name, value in values.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         model.graph.input.append(onnx.helper.make_tensor_value_info(given[name], kind, None))
@@ -151,12 +152,12 @@ def _neighbours(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any
     return np.where(np.isfinite(moved), moved, array)
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """All nodes, those of subgraphs included."""
     for node in graph.node:
         yield node
         for inner in _subgraphs(node):
-            yield from _nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -168,7 +169,7 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 def _reads(node: NodeProto) -> list[str]:
     """What a node reads, also from inside its subgraphs."""
-    inner = [name for graph in _subgraphs(node) for each in _nodes(graph) for name in each.input]
+    inner = [name for graph in _subgraphs(node) for each in all_nodes(graph) for name in each.input]
     return [name for name in (*node.input, *inner) if name]
 
 
@@ -193,8 +194,8 @@ def _changed(a: ModelProto, b: ModelProto) -> list[NodeProto]:
     ]
 
 
-def _signature(node: NodeProto) -> tuple[str, ...]:
-    attributes = sorted(str(each.SerializeToString(deterministic=True)) for each in node.attribute)
+def _signature(node: NodeProto) -> tuple[object, ...]:
+    attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
     return (node.domain, node.op_type, *node.input, "->", *node.output, *attributes)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.core.affine import Affine
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
-from bnfold.core.reasons import Reason
+from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Moved, Rule, rule
 from bnfold.core.site import Site
 
@@ -32,7 +32,9 @@ class Transpose(Rule):
 
 
 def _permutation(node: Site, rank: int) -> list[int]:
-    return node.attr("perm", cast("list[int]", [])) or list(range(rank))[::-1]
+    permutation = node.attr("perm", cast("list[int]", [])) or list(range(rank))[::-1]
+    require(rank in (0, len(permutation)), Reason.UNKNOWN_SHAPE)
+    return permutation
 
 
 @folds

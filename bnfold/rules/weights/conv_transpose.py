@@ -65,9 +65,7 @@ def grouped(op: Graph, x: Input = (1, 4, 5, 5)) -> Outputs:
 
 @folds
 def with_output_padding(op: Graph, x: Input = (1, 2, 4, 4)) -> Outputs:
-    y = op.ConvTranspose(
-        x, op.weight(2, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]
-    )
+    y = op.ConvTranspose(x, op.weight(2, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])
     return op.batch_norm(y)
 
 

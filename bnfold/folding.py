@@ -1,0 +1,205 @@
+"""The Python door: ``fold`` for any form of model, ``FoldPass`` for onnx_ir pipelines."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from bnfold import files
+from bnfold.core.engine import Engine, Fold, Progress
+from bnfold.core.view import View, name_of
+from bnfold.errors import SelectionError, UnreadableModelError, VerificationError
+from bnfold.report import Report
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+ModelLike: TypeAlias = Union[str, os.PathLike[str], onnx.ModelProto, ir.Model, "ONNXProgram"]
+Patterns = str | Sequence[str] | None
+Inputs = str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None
+
+
+class FoldPass(InPlacePass):
+    """Fold every affine map of a model in place, as a pass for ``onnx_ir.passes.Sequential``.
+
+    Args:
+        only: fold only nodes whose name matches one of these globs.
+        skip: leave nodes alone whose name matches one of these globs.
+        freeze_initializers: take initializers that are also graph inputs as constants, and out of
+            the model's signature.
+        portable: keep to rewrites that help on every runtime: merge no leftovers.
+        progress: called with the number of nodes done and of nodes in all.
+
+    Attributes:
+        report: what the last call did.
+        folds: each fold's map and the constants it replaced, for ``bnfold.provenance``.
+    """
+
+    def __init__(
+        self,
+        *,
+        only: Patterns = None,
+        skip: Patterns = None,
+        freeze_initializers: bool = False,
+        portable: bool = False,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        self.only = _patterns(only)
+        self.skip = _patterns(skip)
+        self.freeze_initializers = freeze_initializers
+        self.portable = portable
+        self.progress = progress
+        self.report = Report()
+        self.folds: list[Fold] = []
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Fold ``model`` itself.
+
+        Raises:
+            SelectionError: a glob of ``only`` or ``skip`` matches no node.
+            InvalidModelError: a batch norm's parameters do not fit its tensor.
+        """
+        started, before = time.perf_counter(), files.constant_bytes(model)
+        self._check_selection(model)
+        frozen = self.freeze_initializers and _freeze(model)
+        engine = Engine(View(model, self._chosen(), self.portable), self.progress)
+        self.report, self.folds = engine.run(), engine.folds
+        self.report.constant_bytes = files.constant_bytes(model) - before
+        self.report.seconds = time.perf_counter() - started
+        return PassResult(model, self.report.changed or frozen)
+
+    def _chosen(self) -> Callable[[str], bool]:
+        def chosen(name: str) -> bool:
+            wanted = not self.only or any(fnmatchcase(name, glob) for glob in self.only)
+            return wanted and not any(fnmatchcase(name, glob) for glob in self.skip)
+
+        return chosen
+
+    def _check_selection(self, model: ir.Model) -> None:
+        names = [name_of(node) for graph in model.graphs() for node in graph]
+        for option, globs in (("only", self.only), ("skip", self.skip)):
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in names):
+                    raise SelectionError(
+                        f"{option} {glob!r} matches no node of the model; use names from the report."
+                    )
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model.
+
+    Attributes:
+        model: the folded model, of the type that was given (a path gives an ``onnx_ir.Model``).
+        report: what was folded, and why the rest was not.
+    """
+
+    model: Any
+    report: Report
+    _ir: ir.Model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model atomically.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        files.save(self._ir, path)
+
+
+def fold(
+    model: ModelLike,
+    *,
+    only: Patterns = None,
+    skip: Patterns = None,
+    freeze_initializers: bool = False,
+    portable: bool = False,
+    verify: bool = False,
+    inputs: Inputs = None,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> FoldResult:
+    """Fold every inference-mode batch norm of a model into the weights around it.
+
+    Args:
+        model: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or a ``torch.onnx.ONNXProgram``.
+            It is not changed.
+        only: fold only nodes whose name matches one of these globs.
+        skip: leave nodes alone whose name matches one of these globs.
+        freeze_initializers: take initializers that are also graph inputs as constants.
+        portable: keep to rewrites that help on every runtime.
+        verify: show that both models give the same outputs before returning.
+        inputs: what to verify with: a ``.npz`` path or arrays by input name; random without.
+        base_dir: the folder of the external data of a ``ModelProto`` that was loaded without them.
+
+    Returns:
+        The folded model, of the type that was given, and the report.
+
+    Raises:
+        BnfoldError: a subclass that says what is the matter: the model cannot be read or is invalid,
+            or (with ``verify``) ``VerificationError``.
+    """
+    folded = _to_ir(model, base_dir)
+    folding = FoldPass(only=only, skip=skip, freeze_initializers=freeze_initializers, portable=portable)
+    folding(folded)
+    if verify and folding.report.changed:
+        _verify(_to_ir(model, base_dir), folded, inputs)
+    return FoldResult(_like(model, folded), folding.report, folded)
+
+
+def _to_ir(model: Any, base_dir: str | os.PathLike[str] | None) -> ir.Model:
+    """A model of our own, whatever form was given."""
+    if isinstance(model, (str, os.PathLike)):
+        return files.load(model)
+    if isinstance(model, onnx.ModelProto):
+        return files.from_proto(model, base_dir)
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(inner := getattr(model, "model", None), ir.Model):
+        return inner.clone()
+    raise UnreadableModelError(
+        f"cannot fold a {type(model).__name__}; pass a path, an onnx.ModelProto, an onnx_ir.Model "
+        "or a torch.onnx.ONNXProgram."
+    )
+
+
+def _like(given: Any, folded: ir.Model) -> Any:
+    """The folded model in the form that was given."""
+    if isinstance(given, onnx.ModelProto):
+        return ir.serde.serialize_model(folded)
+    if isinstance(given, (str, os.PathLike, ir.Model)):
+        return folded
+    program = copy.copy(given)
+    program.model = folded
+    return program
+
+
+def _verify(original: ir.Model, folded: ir.Model, inputs: Inputs) -> None:
+    from bnfold.verification import verify
+
+    verdict = verify(original, folded, inputs=inputs, shared=True)
+    if not verdict.ok:
+        raise VerificationError(verdict.reason, verdict)
+
+
+def _freeze(model: ir.Model) -> bool:
+    """Take initializers out of the graph's inputs; before IR version 4 they have to be listed there."""
+    kept = [value for value in model.graph.inputs if not value.is_initializer()]
+    frozen = model.ir_version >= 4 and len(kept) < len(model.graph.inputs)
+    if frozen:
+        model.graph.inputs[:] = kept
+    return frozen
+
+
+def _patterns(given: Patterns) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
