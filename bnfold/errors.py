@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnfold.verification import Verdict
+
 
 class BnfoldError(Exception):
     """Base of everything bnfold raises on purpose.
@@ -40,15 +45,19 @@ class MissingDependencyError(BnfoldError):
     """An optional package is needed; the text names the command that installs it."""
 
 
+class UnexpectedError(BnfoldError):
+    """The command met a defect of bnfold itself."""
+
+
 class VerificationError(BnfoldError):
     """The folded model could not be shown to equal the original one.
 
     Attributes:
-        verdict: the ``bnfold.verify.Verdict`` that says what was compared and what differed.
+        verdict: the ``bnfold.Verdict`` that says what was compared and what differed.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, verdict: object = None) -> None:
+    def __init__(self, message: str, verdict: Verdict | None = None) -> None:
         super().__init__(message)
         self.verdict = verdict

@@ -117,6 +117,11 @@ class Report:
         return sum(row.status == "merged" for row in self.rows)
 
     @property
+    def kept(self) -> int:
+        """How many batch norms stay."""
+        return sum(row.status == "kept" and row.is_batch_norm for row in self.rows)
+
+    @property
     def changed(self) -> bool:
         """Whether the model is any different."""
         return self.folded + self.merged > 0
@@ -136,7 +141,7 @@ class Report:
             "schema_version": SCHEMA_VERSION,
             "folded": self.folded,
             "merged": self.merged,
-            "kept": sum(row.status == "kept" and row.is_batch_norm for row in self.rows),
+            "kept": self.kept,
             "seconds": self.seconds,
             "nodes_before": dict(self.nodes_before),
             "nodes_after": dict(self.nodes_after),

@@ -40,9 +40,7 @@ def assert_same(one: ChannelMoments, other: ChannelMoments) -> None:
 
 @settings(deadline=None)
 @given(a=parts, b=parts, c=parts)
-def test_merge_is_a_commutative_monoid(
-    a: ChannelMoments, b: ChannelMoments, c: ChannelMoments
-) -> None:
+def test_merge_is_a_commutative_monoid(a: ChannelMoments, b: ChannelMoments, c: ChannelMoments) -> None:
     """So that shards may come in any grouping and any order, some of them empty."""
     assert_same(a.merge(b).merge(c), a.merge(b.merge(c)))
     assert_same(a.merge(b), b.merge(a))
@@ -110,9 +108,7 @@ def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_save_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk half-way through costs the new file, not the one already there."""
 
     def full(file: IO[bytes], **_: object) -> None:

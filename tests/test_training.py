@@ -128,7 +128,7 @@ def test_many_batches_of_one_distribution_converge_to_it() -> None:
         ({"bias": [0.0, np.nan]}, "bias of channel 1 is nan"),
         ({"x": [[1.0, np.inf], [0.0, 0.0]]}, "mean of channel 1"),
         ({"x": np.zeros((0, 2))}, "too few"),
-        ({"x": [1.0, 2.0]}, "no channels along axis 1"),
+        ({"x": [1.0, 2.0], "axis": 0}, "no channels along axis 0"),
         ({"axis": 2}, "no channels along axis 2"),
         ({"x": np.zeros((2, 0))}, "no channels"),
         ({"epsilon": 0.0}, "not positive"),

@@ -306,7 +306,9 @@ def _axes_within_channel(const: Const) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in varying)
 
 
-def _check_underflow(const: Const, rounded: npt.NDArray[Any], axes: tuple[int, ...], info: _FloatInfo) -> None:
+def _check_underflow(
+    const: Const, rounded: npt.NDArray[Any], axes: tuple[int, ...], info: _FloatInfo
+) -> None:
     exact = np.broadcast_to(const.exact, const.shape)
     largest = np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0)
     lost = np.max(np.abs(rounded.astype(np.float64) - exact), axis=axes, keepdims=True, initial=0.0)

@@ -94,9 +94,15 @@ class Registered:
     module: str
 
     @property
+    def verbs(self) -> list[str]:
+        """What the rule can do: of "read", "pull" and "push" those it has an equation for."""
+        names = ("read", "pull", "push")
+        return [name for name in names if getattr(type(self.rule), name) is not getattr(Rule, name)]
+
+    @property
     def reads(self) -> bool:
         """Whether the operator can be an affine map itself."""
-        return type(self.rule).read is not Rule.read
+        return "read" in self.verbs
 
 
 _registry: dict[str, Registered] = {}

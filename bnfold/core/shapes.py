@@ -44,11 +44,11 @@ class Facts:
         if source in self.dtypes:
             self.dtypes[target] = self.dtypes[source]
 
-    def _learn(self, value: ir.Value, source: ir.Value) -> None:
-        if source.shape is not None:
-            self.shapes[value] = tuple(_dim(dim) for dim in source.shape)
-        if source.dtype is not None:
-            self.dtypes[value] = source.dtype
+    def _learn(self, value: ir.Value, known: onnx.TypeProto.Tensor) -> None:
+        if known.elem_type:
+            self.dtypes[value] = ir.DataType(known.elem_type)
+        if known.HasField("shape"):
+            self.shapes[value] = tuple(_dim(dim) for dim in known.shape.dim)
 
 
 def infer(model: ir.Model) -> Facts:
@@ -57,61 +57,103 @@ def infer(model: ir.Model) -> Facts:
     Intermediate and output declarations are dropped first: only graph inputs and constants speak.
     An initializer that a caller may override contributes its type and shape but not its data.
     """
-    facts = Facts()
-    skeleton = _skeleton(model)
+    facts, skeleton = Facts(), _skeleton(model)
     try:
-        proto = onnx.shape_inference.infer_shapes(ir.serde.serialize_model(skeleton), data_prop=True)
-    except Exception:  # onnx raises whatever its C++ side throws; what is left is the skeleton
-        inferred = skeleton
-    else:
-        inferred = ir.serde.deserialize_model(proto)
-    for graph, twin in zip(model.graphs(), inferred.graphs(), strict=True):
-        for value, source in _pairs(graph, twin):
-            facts._learn(value, source)
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception:  # onnx raises whatever its C++ side throws; what is left are inputs and constants
+        pass
+    _learn(facts, model.graph, skeleton.graph)
     return facts
 
 
-def _pairs(graph: ir.Graph, twin: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value]]:
-    for name, value in graph.initializers.items():
+def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Take over what was inferred for a graph, and for the bodies of its nodes."""
+    types = {info.name: info.type for info in (*proto.input, *proto.output, *proto.value_info)}
+    stored = {tensor.name: tensor for tensor in proto.initializer}
+    values = (value for node in graph for value in node.outputs)
+    for value in (*graph.inputs, *graph.initializers.values(), *values):
+        name = value.name or ""
+        if name in types:
+            facts._learn(value, types[name].tensor_type)
+        elif name in stored:
+            facts.shapes[value] = tuple(stored[name].dims)
+            facts.dtypes[value] = ir.DataType(stored[name].data_type)
+    with_bodies = (node for node in graph if any(_bodies(node)))
+    twins = {node.output[0]: node for node in proto.node if any(a.HasField("g") for a in node.attribute)}
+    for node in with_bodies:
+        twin = twins[node.outputs[0].name or ""]
+        inner = {attribute.name: attribute.g for attribute in twin.attribute}
+        for name, body in _bodies(node):
+            _learn(facts, body, inner[name])
+
+
+def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+
+
+def _skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model without its weights' data and without what it says of intermediate values.
+
+    A large constant becomes an input of its type and shape, which is all that inference needs of it.
+    """
+    graph = onnx.GraphProto(name="skeleton")
+    overridable = model.graph.inputs if model.ir_version >= 4 else ()
+    names = (f"unnamed_dim_{number}" for number in count())
+    for value in model.graph.inputs:
+        if not value.is_initializer():
+            graph.input.append(_named(ir.serde.serialize_value(value), names))
+    for value in model.graph.initializers.values():
         if value.const_value is not None:
-            yield value, ir.val(name, value.const_value.dtype, value.const_value.shape.numpy())
-    yield from zip(graph.inputs, twin.inputs, strict=False)
-    for node, other in zip(graph, twin, strict=True):
-        yield from zip(node.outputs, other.outputs, strict=True)
-
-
-def _skeleton(model: ir.Model) -> ir.Model:
-    """Copy the model without its weights' data and without what it says of intermediate values."""
-    skeleton = model.clone()
-    names = (f"bnfold_dim_{number}" for number in count())
-    for given in skeleton.graph.inputs:
-        if given.shape is not None:
-            given.shape = ir.Shape([next(names) if _dim(dim) is None else dim for dim in given.shape])
-        if given.is_initializer() and model.ir_version >= 4:
-            skeleton.graph.initializers.pop(given.name or "")
-    for graph in skeleton.graphs():
-        for stored in graph.initializers.values():
-            stored.const_value = _without_data(stored.const_value)
-        for node in graph:
-            for output in node.outputs:
-                output.shape = None
-            value = node.attributes.get("value")
-            if node.op_type == "Constant" and value and value.type == ir.AttributeType.TENSOR:
-                node.attributes["value"] = ir.AttrTensor("value", _without_data(value.as_tensor()))
-    return skeleton
-
-
-def _without_data(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol:
-    assert tensor is not None
-    if tensor.nbytes <= _SMALL_BYTES:
-        return tensor
-    # A reference to data that are never read: dimensions and type are all that inference needs.
-    return ir.ExternalTensor(
-        "none", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or ""
+            _add_constant(graph, value.name or "", value.const_value, value in overridable)
+    for node in model.graph:
+        tensor = node.attributes.get("value") if node.op_type == "Constant" else None
+        if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
+            _add_constant(graph, node.outputs[0].name or "", tensor.as_tensor())
+        else:
+            graph.node.append(_undeclared(ir.serde.serialize_node(node)))
+    graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
+    return onnx.ModelProto(
+        ir_version=10,
+        graph=graph,
+        opset_import=[onnx.helper.make_opsetid(*item) for item in model.graph.opset_imports.items()],
+        functions=[ir.serde.serialize_function(function) for function in model.functions.values()],
     )
 
 
-def _dim(dim: int | ir.SymbolicDim) -> Dim:
-    if isinstance(dim, int):
-        return dim if dim >= 0 else None
-    return dim.value
+def _add_constant(
+    graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol, overridable: bool = False
+) -> None:
+    if tensor.nbytes > _SMALL_BYTES or overridable:
+        shape = list(tensor.shape.numpy())
+        graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
+    else:
+        graph.initializer.append(ir.serde.serialize_tensor(tensor))
+        graph.initializer[-1].name = name
+
+
+def _named(info: onnx.ValueInfoProto, names: Iterator[str]) -> onnx.ValueInfoProto:
+    """Give nameless dimensions names, so that inference can tell that two are the same."""
+    for dim in info.type.tensor_type.shape.dim:
+        if _dim(dim) is None:
+            dim.dim_param = next(names)
+    return info
+
+
+def _undeclared(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Take out what the bodies of a node say of their own values."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            del attribute.g.value_info[:]
+            for output in attribute.g.output:
+                output.type.tensor_type.ClearField("shape")
+            for inner in attribute.g.node:
+                _undeclared(inner)
+    return node
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return str(dim.dim_param) or None

@@ -44,7 +44,9 @@ def read_model(path: Path) -> ModelProto:
     for tensor in model.graph.initializer:
         place = _location(tensor)
         if place and not (path.parent / place).is_file():
-            raise UnreadableModelError(f"{path} needs its external data file {place}; put it beside the model.")
+            raise UnreadableModelError(
+                f"{path} needs its external data file {place}; put it beside the model."
+            )
     return model
 
 
@@ -53,6 +55,23 @@ def required_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     given = {tensor.name for tensor in graph.initializer}
     given |= {tensor.values.name for tensor in graph.sparse_initializer}
     return [each for each in graph.input if each.name not in given]
+
+
+def signature_difference(a: GraphProto, b: GraphProto) -> str:
+    """One sentence on how the declared signatures differ, or "". Inputs that ``b`` need not be given may differ."""
+    outputs = [[each.name for each in graph.output] for graph in (a, b)]
+    if outputs[0] != outputs[1]:
+        return f"The outputs are {_names(outputs[1])} instead of {_names(outputs[0])}."
+    types = [{each.name: _type(each) for each in (*graph.input, *graph.output)} for graph in (a, b)]
+    missing = [each.name for each in required_inputs(a) if each.name not in types[1]]
+    missing += [each.name for each in required_inputs(b) if each.name not in types[0]]
+    if missing:
+        return f"Only one of the models has the input {missing[0]!r}."
+    for name, kind in types[0].items():
+        other = types[1].get(name, kind)
+        if other != kind:
+            return f"{name!r} is declared as {other} instead of {kind}."
+    return ""
 
 
 def depths(graph: GraphProto, cuts: Sequence[str] = ()) -> dict[str, int]:
@@ -201,6 +220,17 @@ def _signature(node: NodeProto) -> tuple[object, ...]:
 
 def _same(a: TensorProto, b: TensorProto) -> bool:
     return a.data_type == b.data_type and a.SerializeToString() == b.SerializeToString()
+
+
+def _type(value: ValueInfoProto) -> str:
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return kind.removesuffix("_type")
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _fresh(name: str, taken: set[str]) -> str:

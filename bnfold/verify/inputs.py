@@ -14,7 +14,7 @@ from onnx import ValueInfoProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from bnfold.errors import InputsError
-from bnfold.verify.runtime import CannotRunError
+from .runtime import CannotRunError
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]

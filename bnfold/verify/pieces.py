@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from bnfold.verify import graph as graphs
-from bnfold.verify.compare import Array, Gap, gap, is_float, rounding_bound
-from bnfold.verify.inputs import Feeds
-from bnfold.verify.runtime import Engine, Session
+from . import graph as graphs
+from .compare import Array, Gap, gap, is_float, rounding_bound
+from .inputs import Feeds
+from .runtime import Engine, Session
 
 # In trials the largest error of a correct fold was at most twice what moving the weights by 1 ulp did.
 MARGIN = 4.0
@@ -117,9 +117,7 @@ def excuse(models: Models, found: Findings) -> None:
     _excuse(models, {}, models.original, found)
 
 
-def _excuse(
-    models: Models, values: Mapping[str, Array], original: Session, found: Findings
-) -> None:
+def _excuse(models: Models, values: Mapping[str, Array], original: Session, found: Findings) -> None:
     names = [name for name in found.over if not found.gaps[name].clash]
     if not names:
         return

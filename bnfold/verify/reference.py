@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from bnfold.verify.graph import all_nodes
+from .graph import all_nodes
 
 _FROM_7 = (
     "Abs Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose "
@@ -50,7 +50,7 @@ class Reference:
     """A model in the evaluator, with batch normalization as its opset defines it."""
 
     def __init__(self, model: ModelProto) -> None:
-        new = [BatchNormalization] if _opset(model) < 14 else []
+        new: list[type[OpRun]] = [BatchNormalization] if _opset(model) < 14 else []
         self._evaluator = ReferenceEvaluator(model, new_ops=new)
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Sequence[Any]:

@@ -49,9 +49,7 @@ class Engine(ABC):
     def __init__(self, stage: Callable[[str], None]) -> None:
         self.stage = stage
 
-    def open(
-        self, role: str, model: Path | ModelProto, folder: Path, *, optimize: bool = False
-    ) -> Session:
+    def open(self, role: str, model: Path | ModelProto, folder: Path, *, optimize: bool = False) -> Session:
         """Load the ``role`` ("original" or "candidate"); ``folder`` holds the external data of a ModelProto.
 
         Raises:
@@ -114,9 +112,7 @@ class OnnxRuntime(Engine):
         levels = self._ort.GraphOptimizationLevel
         options = self._ort.SessionOptions()
         options.log_severity_level = 4
-        options.graph_optimization_level = (
-            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        )
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder))
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
@@ -161,7 +157,7 @@ class ReferenceEvaluator(Engine):
 
     def load(self, model: Path | ModelProto, folder: Path, optimize: bool) -> Backend:
         """See ``Engine.load``."""
-        from bnfold.verify.reference import Reference, require_exact
+        from .reference import Reference, require_exact
 
         if isinstance(model, Path):
             model = onnx.load(model, load_external_data=False)

@@ -61,7 +61,7 @@ class Verdict:
         runtime: what ran the models, for example "ONNX Runtime 1.32.0, optimizations off".
         seed: seed of the random inputs, None for the user's own.
         samples: how many inputs both models were run on.
-        shared: how many inner tensors were compared as well (see ``bnfold.verify.equivalence``).
+        shared: how many inner tensors were compared as well (see the module ``equivalence``).
         worst: the inner tensor nearest to its bound, or the first one beyond it.
     """
 

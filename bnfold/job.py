@@ -1,0 +1,167 @@
+"""One file, folded, proven and written: what the command does for each of its arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from bnfold import files
+from bnfold.errors import OutputError, VerificationError
+from bnfold.folding import FoldPass
+from bnfold.provenance import provenance
+from bnfold.report import Report
+
+if TYPE_CHECKING:
+    from bnfold.verification import Verdict
+
+
+class Mode(Enum):
+    """What to do with the folded model."""
+
+    WRITE = "write"
+    DRY_RUN = "dry-run"
+    CHECK = "check"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for, the same for every file.
+
+    Attributes:
+        mode: write the result, or only say what would happen.
+        output: where to write, None for ``MODEL.folded.onnx``.
+        in_place: write over the input.
+        force: write over an existing output.
+        verify: prove the outputs equal before writing.
+        inputs: a ``.npz`` to verify with, None for random inputs.
+        noise: measure the original's own noise floor too.
+        map_file: where to write the provenance of every fold.
+        folding: makes the pass, one for each file.
+        say: shows what is being done.
+    """
+
+    mode: Mode = Mode.WRITE
+    output: Path | None = None
+    in_place: bool = False
+    force: bool = False
+    verify: bool = True
+    inputs: Path | None = None
+    noise: bool = False
+    map_file: Path | None = None
+    folding: Callable[[], FoldPass] = FoldPass
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        model: the input file.
+        output: the file that was written, None if none was.
+        report: what was folded.
+        verdict: the proof, None if there was nothing to prove or nobody asked.
+        bytes_before: size of the input, its external data included.
+        bytes_after: size of the output, 0 if none was written.
+        seconds: wall time of everything, verification included.
+    """
+
+    model: Path
+    output: Path | None = None
+    report: Report = field(default_factory=Report)
+    verdict: Verdict | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            "model": str(self.model),
+            "output": None if self.output is None else str(self.output),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "seconds": self.seconds,
+            "report": self.report.to_dict(),
+            "verification": None if self.verdict is None else self.verdict.to_dict(),
+        }
+
+
+def run(path: Path, order: Order) -> Outcome:
+    """Fold one file as ordered.
+
+    Raises:
+        BnfoldError: a subclass that says what is the matter; no file has been changed then.
+    """
+    started = time.perf_counter()
+    target = _target(path, order) if order.mode is Mode.WRITE else None
+    order.say(f"reading {path.name}")
+    model = files.load(path)
+    outcome = Outcome(path, bytes_before=path.stat().st_size + _external_bytes(model))
+    order.say(f"folding {path.name}")
+    folding = order.folding()
+    changed = folding(model).modified
+    outcome.report = folding.report
+    if target is not None:
+        _deliver(path, target, model if changed else None, order, outcome)
+        outcome.output = target
+    if order.map_file is not None:
+        with files.staged(order.map_file) as temporary:
+            temporary.write_text(json.dumps(provenance(folding.folds), indent=1) + "\n")
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _target(path: Path, order: Order) -> Path:
+    """Where the result goes, if it may go there."""
+    if order.in_place:
+        return path
+    target = order.output or path.with_name(f"{path.name.removesuffix('.onnx')}.folded.onnx")
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory; name a file with -o.")
+    if target.exists() and path.exists() and target.samefile(path):
+        raise OutputError(f"{target} is the input itself; pass --in-place to replace it.")
+    if target.exists() and not order.force:
+        raise OutputError(f"{target} exists; pass -f to replace it or choose another name with -o.")
+    return target
+
+
+def _deliver(path: Path, target: Path, model: ir.Model | None, order: Order, outcome: Outcome) -> None:
+    """Write what was folded (or the file as it was), proven before it takes its place."""
+    if model is None and target == path:
+        outcome.bytes_after = outcome.bytes_before
+        return
+    with files.staged(target) as temporary:
+        order.say(f"writing {target.name}")
+        if model is not None:
+            files.write(model, temporary)
+        elif outcome.bytes_before == path.stat().st_size:
+            shutil.copyfile(path, temporary)
+        else:
+            files.write(files.load(path), temporary)
+        outcome.bytes_after = sum(each.stat().st_size for each in temporary.parent.iterdir())
+        if model is not None and order.verify:
+            order.say(f"verifying {target.name}")
+            _prove(path, temporary, order, outcome)
+
+
+def _prove(path: Path, candidate: Path, order: Order, outcome: Outcome) -> None:
+    from bnfold.verification import verify
+
+    outcome.verdict = verify(path, candidate, inputs=order.inputs, noise=order.noise, shared=True)
+    if not outcome.verdict.ok:
+        raise VerificationError(f"{path}: {outcome.verdict.reason}", outcome.verdict)
+
+
+def _external_bytes(model: ir.Model) -> int:
+    paths = {os.path.realpath(tensor.path) for tensor in files.external_tensors(model)}
+    return sum(os.path.getsize(each) for each in paths)
