@@ -183,7 +183,7 @@ def constant_bytes(model: ir.Model) -> int:
         for node in graph:
             tensor = node.attributes.get("value") if node.op_type == "Constant" else None
             if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
-                total += tensor.as_tensor().nbytes
+                total += tensor.value.nbytes
     return total
 
 

@@ -110,7 +110,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     for node in model.graph:
         tensor = node.attributes.get("value") if node.op_type == "Constant" else None
         if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
-            _add_constant(graph, node.outputs[0].name or "", tensor.as_tensor())
+            _add_constant(graph, node.outputs[0].name or "", tensor.value)
         else:
             graph.node.append(_undeclared(ir.serde.serialize_node(node)))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
