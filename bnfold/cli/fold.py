@@ -1,4 +1,4 @@
-"""The command ``bnfold``. It only talks: everything it does is in the modules it imports when needed."""
+"""``bnfold fold``: one call per model, every failure reported, none stopping the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold import __version__
 from bnfold.errors import BnfoldError, UnexpectedError, VerificationError
 
 if TYPE_CHECKING:
@@ -20,28 +19,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-class _Commands(click.Group):
-    """A group whose default command is ``fold``: ``bnfold model.onnx`` is ``bnfold fold model.onnx``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
-            args = ["fold", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="bnfold")
-def cli() -> None:
-    """Fold every batch normalization of an ONNX model into the weights around it, exactly.
-
-    `bnfold MODEL.onnx` folds, proves that the outputs are unchanged, and writes MODEL.folded.onnx;
-    `bnfold fold --help` lists its options.
-
-    Exit code 0: done. 1: a check failed. 2: bad usage or input.
-    """
-
-
-@cli.command(short_help="Fold models (the default command).")
+@click.command(short_help="Fold models (the default command).")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write (one model only).")
 @click.option("--in-place", is_flag=True, help="Replace the input.")
@@ -89,69 +67,6 @@ def fold(
                 _show(outcome, as_markdown, verbose)
     if as_json and not quiet:
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "files": outcomes}, indent=1))
-    sys.exit(code)
-
-
-@cli.command(short_help="Show that two models are equal.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--inputs", type=click.Path(path_type=Path), help="A .npz with the inputs, by name.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Measure the noise floor too.")
-def verify(a: Path, b: Path, inputs: Path | None, as_json: bool, verbose: bool) -> None:
-    """Show that model B gives the outputs of model A; exit 1 if it does not, or nobody can tell."""
-    from bnfold import verification
-    from bnfold.render import printable
-
-    verdict = verification.verify(a, b, inputs=inputs, noise=verbose)
-    click.echo(json.dumps(verdict.to_dict(), indent=1) if as_json else printable(verdict.summary))
-    sys.exit(0 if verdict.ok else 1)
-
-
-@cli.command(short_help="Explain why a batch norm stays.")
-@click.argument("reason", required=False)
-def explain(reason: str | None) -> None:
-    """Explain why a batch norm stays; without REASON, list every reason there is."""
-    from bnfold.core.reasons import Reason
-
-    if reason is None:
-        for each in Reason:
-            click.echo(f"{each.name}: {each.text}")
-        return
-    found = Reason.__members__.get(reason.upper().replace("-", "_"))
-    if found is None:
-        raise click.UsageError(f"there is no reason {reason!r}; `bnfold explain` lists them all.")
-    click.echo(f"{found.name}\n{found.text}\nWhat would help: {found.unblock}")
-
-
-@cli.command(short_help="List the operators bnfold knows.")
-def rules() -> None:
-    """List the operators whose algebra bnfold knows, and what it can do with each."""
-    from bnfold.core.rule import registered
-
-    for op_type, entry in sorted(registered().items()):
-        versions = ", ".join(str(version) for version in sorted(entry.versions))
-        click.echo(f"{op_type:<20} {', '.join(entry.verbs):<18} versions {versions}")
-
-
-def main() -> None:
-    """Run the command; every failure is one sentence on stderr and an exit code."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.Abort:
-        _fail("interrupted; nothing was changed.", 130)
-    except click.exceptions.NoArgsIsHelpError:
-        _fail("name a model, such as `bnfold model.onnx`; `bnfold --help` says more.", 2)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
-    except BnfoldError as error:
-        _fail(str(error), error.exit_code)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo("bnfold: " + " ".join(message.split()), err=True)
     sys.exit(code)
 
 

@@ -1,0 +1,57 @@
+"""The command ``bnfold``. It only talks: everything it does is in the modules it imports when needed."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from bnfold import __version__
+from bnfold.cli import fold, show
+from bnfold.errors import BnfoldError
+
+
+class _Commands(click.Group):
+    """A group whose default command is ``fold``: ``bnfold model.onnx`` is ``bnfold fold model.onnx``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = ["fold", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bnfold")
+def cli() -> None:
+    """Fold every batch normalization of an ONNX model into the weights around it, exactly.
+
+    `bnfold MODEL.onnx` folds, proves that the outputs are unchanged, and writes MODEL.folded.onnx;
+    `bnfold fold --help` lists its options.
+
+    Exit code 0: done. 1: a check failed. 2: bad usage or input.
+    """
+
+
+for command in (fold.fold, show.verify, show.explain, show.rules):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command; every failure is one sentence on stderr and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        _fail("interrupted; nothing was changed.", 130)
+    except click.exceptions.NoArgsIsHelpError:
+        _fail("name a model, such as `bnfold model.onnx`; `bnfold --help` says more.", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except BnfoldError as error:
+        _fail(str(error), error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("bnfold: " + " ".join(message.split()), err=True)
+    sys.exit(code)

@@ -1,0 +1,178 @@
+"""What a model computes over the reals, as near as float64 comes: onnx's reference evaluator, widened.
+
+Every floating-point tensor, constant and cast of the model is turned into float64 before it runs,
+so that the only difference between an original and its folded model is the rounding of the folded
+weights. Nothing of bnfold is used here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+Arrays = dict[str, NDArray[Any]]
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+_OLD_NAMES = {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"}
+
+# What a missing epsilon is: the schema's default is a float32.
+_EPSILON = float(np.float32(1e-5))
+
+
+class BatchNormalization(OpRun):
+    """Batch normalization as the operator's opset defines it; onnx 1.23's own is wrong below opset 14."""
+
+    def _run(self, x, scale, bias, mean, var, **attributes):  # type: ignore[no-untyped-def]
+        """Normalize along axis 1: by the given statistics at inference, by the batch's in training."""
+        opset = self.run_params["opsets"][""]
+        epsilon = attributes.get("epsilon")
+        epsilon = _EPSILON if epsilon is None else epsilon
+        tail = [1] * (x.ndim - 2)
+        if attributes.get("spatial") == 0:
+            y = scale * (x - mean) / np.sqrt(var + epsilon) + bias
+        else:
+            if _trains(opset, attributes):
+                axes = (0, *range(2, x.ndim))
+                mean, var = x.mean(axis=axes), x.var(axis=axes)
+            channels = (part.reshape(-1, *tail) for part in (scale, bias, mean, var))
+            scale, bias, mean, var = channels
+            y = scale * (x - mean) / np.sqrt(var + epsilon) + bias
+        # The statistics are returned as given: no test asks for their running values.
+        given = (mean.reshape(-1), var.reshape(-1), mean.reshape(-1), var.reshape(-1))
+        return (y, *given)[: len(self.onnx_node.output)]
+
+
+def _trains(opset: int, attributes: Mapping[str, Any]) -> bool:
+    if opset < 7:
+        return not attributes.get("is_test")
+    return bool(attributes.get("training_mode"))
+
+
+def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterable[type] = ()) -> Arrays:
+    """The value of every tensor of the main graph, initializers and inputs included, by name."""
+    evaluator = ReferenceEvaluator(widened(model), new_ops=[BatchNormalization, *new_ops])
+    given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
+    with np.errstate(all="ignore"):
+        values = evaluator.run(None, given, intermediate=True)
+    return {name: np.asarray(value) for name, value in values.items() if name and value is not None}
+
+
+def outputs_of(model: ModelProto, values: Arrays) -> list[NDArray[Any]]:
+    """The graph outputs among the values of all tensors, in order."""
+    return [values[output.name] for output in model.graph.output]
+
+
+def widened(model: ModelProto) -> ModelProto:
+    """A copy in which everything of floating point is float64."""
+    wide = ModelProto()
+    wide.CopyFrom(model)
+    for graph in graphs(wide.graph):
+        del graph.value_info[:]
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type in _FLOATS:
+                value.type.tensor_type.elem_type = TensorProto.DOUBLE
+        for tensor in graph.initializer:
+            _widen_tensor(tensor)
+        for node in graph.node:
+            _widen_node(node)
+    for function in wide.functions:
+        for node in function.node:
+            _widen_node(node)
+    return wide
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and every graph nested in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from graphs(inner)
+
+
+def _widen_node(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR:
+            _widen_tensor(attribute.t)
+        elif node.op_type == "Cast" and attribute.name == "to":
+            if attribute.i in _FLOATS:
+                attribute.i = TensorProto.DOUBLE
+            elif attribute.s.decode() in _OLD_NAMES:
+                attribute.s = b"DOUBLE"
+        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            tensor = numpy_helper.from_array(np.asarray(value, np.float64))
+            attribute.CopyFrom(helper.make_attribute("value", tensor))
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type in _FLOATS:
+        array = numpy_helper.to_array(tensor).astype(np.float64)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _is_float(array: NDArray[Any]) -> bool:
+    return np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
+
+
+def feeds_for(model: ModelProto, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Arrays:
+    """Random inputs, the same for the same seed; an unknown dimension is ``sizes[name]``, else 3.
+
+    Args:
+        model: its inputs that are no initializers are fed.
+        sizes: by symbolic name; an unnamed dimension is called "".
+        seed: of the random numbers.
+    """
+    stored = {tensor.name for graph in graphs(model.graph) for tensor in graph.initializer}
+    feeds = {}
+    for value in model.graph.input:
+        if value.name not in stored:
+            feeds[value.name] = _random(value, sizes or {}, seed)
+    return feeds
+
+
+def _random(value: onnx.ValueInfoProto, sizes: Mapping[str, int], seed: int) -> NDArray[Any]:
+    kind = value.type.tensor_type
+    shape = [
+        dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, 3) for dim in kind.shape.dim
+    ]
+    random = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if kind.elem_type == TensorProto.BOOL:
+        return np.asarray(random.integers(0, 2, shape), dtype)
+    if kind.elem_type not in _FLOATS:
+        return np.asarray(random.integers(1, 9, shape), dtype)
+    return np.asarray(random.normal(0.0, 1.0, shape)).astype(dtype)
+
+
+def onnx_runtime(model: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
+    """The graph outputs in ONNX Runtime with its optimizations off, or None where it has no kernel."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    providers = ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers)
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+        return None
+    return [np.asarray(value) for value in session.run(None, dict(feeds))]
+
+
+def largest(values: Iterable[NDArray[Any]]) -> float:
+    """The largest finite magnitude in any of the arrays, at least 1."""
+    sizes = (np.abs(v[np.isfinite(v)]).max(initial=0.0) for v in map(_as_float, values))
+    return max(1.0, *(float(size) for size in sizes))
+
+
+def _as_float(array: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(array).astype(np.float64) if np.asarray(array).dtype.kind in "biufV" else np.zeros(1)
