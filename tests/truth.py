@@ -57,9 +57,49 @@ def _trains(opset: int, attributes: Mapping[str, Any]) -> bool:
     return bool(attributes.get("training_mode"))
 
 
+class ConvTranspose(OpRun):
+    """Transposed convolution by its definition; onnx 1.23's own fails for groups."""
+
+    def _run(self, x, weight, bias=None, **given):  # type: ignore[no-untyped-def]
+        """Add every input element times the kernel to the output, then crop the padding."""
+        attributes = {name: value for name, value in given.items() if value}
+        groups, kernel, rank = attributes.get("group", 1), weight.shape[2:], x.ndim - 2
+        ones, sizes = [1] * rank, x.shape[2:]
+        strides, dilations = attributes.get("strides", ones), attributes.get("dilations", ones)
+        extra = attributes.get("output_padding", [0] * rank)
+        full = [s * (n - 1) + (k - 1) * d + 1 for s, n, k, d in zip(strides, sizes, kernel, dilations)]
+        padded = [size + more for size, more in zip(full, extra)]
+        begins, ends = _crop(attributes, padded, sizes, strides)
+        inputs = x.reshape(x.shape[0], groups, -1, *sizes)
+        weights = weight.reshape(groups, -1, *weight.shape[1:])
+        y = np.zeros((x.shape[0], groups, weight.shape[1], *padded))
+        for tap in np.ndindex(*kernel):
+            places = tuple(
+                slice(t * d, t * d + s * (n - 1) + 1, s) for t, d, s, n in zip(tap, dilations, strides, sizes)
+            )
+            y[(..., *places)] += np.einsum("ngc...,gcm->ngm...", inputs, weights[(..., *tap)])
+        y = y.reshape(x.shape[0], -1, *padded)
+        y = y[(..., *(slice(begin, size - end) for begin, end, size in zip(begins, ends, padded)))]
+        return (y if bias is None else y + bias.reshape(-1, *ones),)
+
+
+def _crop(attributes, padded, sizes, strides):  # type: ignore[no-untyped-def]
+    """How much of the full output is cut off at the begin and at the end of each axis."""
+    mode, rank = attributes.get("auto_pad", "NOTSET"), len(sizes)
+    wanted = attributes.get("output_shape")
+    if wanted is None and mode in ("NOTSET", "VALID"):
+        pads = attributes.get("pads", [0] * (2 * rank))
+        return pads[:rank], pads[rank:]
+    wanted = wanted or [n * s for n, s in zip(sizes, strides)]
+    totals = [max(0, size - target) for size, target in zip(padded, wanted)]
+    halves = [total // 2 for total in totals]
+    rests = [total - half for total, half in zip(totals, halves)]
+    return (halves, rests) if mode == "SAME_UPPER" else (rests, halves)
+
+
 def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterable[type] = ()) -> Arrays:
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
-    evaluator = ReferenceEvaluator(widened(model), new_ops=[BatchNormalization, *new_ops])
+    evaluator = ReferenceEvaluator(widened(model), new_ops=[BatchNormalization, ConvTranspose, *new_ops])
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):
         values = evaluator.run(None, given, intermediate=True)

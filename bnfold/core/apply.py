@@ -225,7 +225,7 @@ class Writer:
         is_output = output.is_graph_output()
         self._loose.extend(value for value in node.inputs if value is not None)
         output.replace_all_uses_with(data, replace_graph_outputs=True)
-        if takes_name and (is_output or data.producer() is not None) and not data.is_initializer():
+        if takes_name and (is_output or not data.is_graph_output()) and data.producer() is not None:
             if is_output:
                 data.type, data.shape = output.type, output.shape
             name, output.name = output.name, self._fresh("bypassed")

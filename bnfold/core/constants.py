@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -16,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import Facts
+from bnfold.core.shapes import Facts, opset_of
 
 # Deterministic operators that exporters put between a stored constant and its reader.
 _GENERATORS = frozenset(
@@ -85,7 +84,7 @@ class Constants:
     """Every constant of a model by the value that holds it, read at most once."""
 
     facts: Facts
-    opsets: Mapping[str, int]
+    opset: int
     overridable: frozenset[ir.Value]
     _known: dict[ir.Value, Const] = field(default_factory=dict)
 
@@ -94,7 +93,7 @@ class Constants:
         """Read the model's constants; from IR version 4 an initializer that is an input is none."""
         inputs = model.graph.inputs if model.ir_version >= 4 else ()
         overridable = frozenset(value for value in inputs if value.is_initializer())
-        return cls(facts, model.graph.opset_imports, overridable)
+        return cls(facts, opset_of(model), overridable)
 
     def get(self, value: ir.Value) -> Const:
         """The constant that ``value`` is.
@@ -171,7 +170,7 @@ class Constants:
             [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in fed],
             [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
         )
-        opset = onnx.helper.make_opsetid("", self.opsets.get("", 1))
+        opset = onnx.helper.make_opsetid("", self.opset)
         try:
             evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
             (result,) = evaluator.run(None, fed)

@@ -77,7 +77,7 @@ class Engine:
             try:
                 _, affine = self.view.read(node)
             except Refused as refused:
-                if _is_batch_norm(node) or refused.reason in _BROKEN_READS:
+                if _is_batch_norm(node) or (refused.reason in _BROKEN_READS and self._has_constant(node)):
                     refusal = Refusal("read", refused.reason, describe(node))
                     self.rows[node] = Row(name_of(node), node.op_type, refusals=(refusal,))
             else:
@@ -97,6 +97,11 @@ class Engine:
                 self.progress(done, len(seeds))
                 if seed.graph is not None:
                     moved = self._place(writer, seed, walks) or moved
+
+    def _has_constant(self, node: ir.Node) -> bool:
+        constants = self.view.constants
+        given = [value for value in node.inputs if value is not None]
+        return any(value in constants.overridable or constants.holds(value) for value in given)
 
     def _is_affine(self, node: ir.Node) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine, Array
@@ -54,11 +55,13 @@ def _batch_norm(affine: Affine, value: ir.Value, facts: Facts) -> Leftover | Non
     shape = facts.shape(value)
     if facts.dtype(value) not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or shape is None:
         return None
-    if len(shape) < 3 or not isinstance(shape[1], int) or set(affine.sizes()) - {1}:
+    if len(shape) < 3 or set(affine.sizes()) != {1}:
         return None
-    scale, shift = affine.along(1, shape[1])
-    ones = Affine.of().along(0, shape[1])
-    return Leftover("BatchNormalization", (scale, shift, ones[1], ones[0]), {"epsilon": 0.0})
+    channels = affine.sizes()[1]
+    scale, shift = affine.along(1, channels)
+    return Leftover(
+        "BatchNormalization", (scale, shift, np.zeros(channels), np.ones(channels)), {"epsilon": 0.0}
+    )
 
 
 def _lean(array: Array) -> Array:

@@ -310,6 +310,9 @@ class _Down:
         while self._heap:
             node = heapq.heappop(self._heap)[-1]
             maps = self.arriving.pop(node)
+            with _at(node):
+                # A walk of its own for some shift came by here: two maps may meet, apart from each other.
+                require(node not in self.plan.path, Reason.BRANCHES_DIFFER)
             known = _affine(self.view, node)
             if known is None:
                 self._push(node, maps)

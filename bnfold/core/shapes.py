@@ -51,6 +51,12 @@ class Facts:
             self.shapes[value] = tuple(_dim(dim) for dim in known.shape.dim)
 
 
+def opset_of(model: ir.Model) -> int:
+    """The version of the standard operator set, whichever of its two names the model uses."""
+    imports = model.graph.opset_imports
+    return imports.get("", imports.get("ai.onnx", 1))
+
+
 def infer(model: ir.Model) -> Facts:
     """Infer shapes and types of every value of the graph and its subgraphs, in memory.
 
@@ -117,7 +123,10 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     return onnx.ModelProto(
         ir_version=10,
         graph=graph,
-        opset_import=[onnx.helper.make_opsetid(*item) for item in model.graph.opset_imports.items()],
+        opset_import=[
+            onnx.helper.make_opsetid("" if domain == "ai.onnx" else domain, version)
+            for domain, version in model.graph.opset_imports.items()
+        ],
         functions=[ir.serde.serialize_function(function) for function in model.functions.values()],
     )
 

@@ -29,6 +29,11 @@ class Site:
     facts: Facts
     constants: Constants
 
+    @property
+    def opset(self) -> int:
+        """The version of the standard operator set that the model uses."""
+        return self.constants.opset
+
     def attr(self, name: str, default: T) -> T:
         """The attribute's value, or ``default`` where it is absent; strings are ``str``."""
         attribute = self.node.attributes.get(name)

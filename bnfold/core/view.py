@@ -12,7 +12,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.constants import Constants
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Rule, registered, rule_for
-from bnfold.core.shapes import infer
+from bnfold.core.shapes import infer, opset_of
 from bnfold.core.site import Site
 
 
@@ -35,7 +35,7 @@ class View:
         self.portable = portable
         self.facts = infer(model)
         self.constants = Constants.of_model(model, self.facts)
-        self.opset = model.graph.opset_imports.get("", 1)
+        self.opset = opset_of(model)
         self._chosen = chosen
         self._positions: dict[ir.Node, float] = {}
         self._reads: dict[ir.Node, tuple[int, Affine] | Reason] = {}

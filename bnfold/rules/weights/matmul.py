@@ -19,6 +19,10 @@ from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
 from bnfold.core.site import Site
 
 
+# Before this opset Gemm broadcasts its bias by an attribute.
+_GEMM_BROADCASTS = 7
+
+
 @rule("MatMul", versions={1, 9, 13})
 class MatMul(Rule):
     """See the module."""
@@ -60,7 +64,7 @@ def _require_constant_along(affine: Affine, axis: int) -> None:
 def _moved(matmul: Site, index: int, scale: Affine, shift: Affine) -> Moved:
     if not shift.shifts:
         return Moved({index: scale})
-    if len(matmul.out_shape()) == 2:
+    if len(matmul.out_shape()) == 2 and matmul.opset >= _GEMM_BROADCASTS:
         bias = shift.shift[0] if shift.shift.ndim == 2 and len(shift.shift) == 1 else shift.shift
         return Moved({index: scale, 2: Affine.of(1.0, bias)}, becomes=Becomes("Gemm"))
     return Moved({index: scale}, output=shift, may_stay=True)
