@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bnfold.job import Outcome
 from bnfold.report import Refusal, Report, Row
+
+if TYPE_CHECKING:
+    from bnfold.verification import Verdict
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def summary(outcome: Outcome) -> list[str]:
 
 
 def tables(outcome: Outcome, verbose: bool) -> list[Table]:
-    """One table of batch norms, one of operator counts, one of the proof."""
+    """One table of batch norms, one of operator counts, one of how far the outputs differ."""
     rows = [row for row in outcome.report.rows if verbose or row.is_batch_norm]
     made = [Table("Batch norms", ("node", "operator", "what became of it"), [_row(row) for row in rows])]
     before, after = outcome.report.nodes_before, outcome.report.nodes_after
@@ -47,12 +51,27 @@ def tables(outcome: Outcome, verbose: bool) -> list[Table]:
         if verbose or before.get(op, 0) != after.get(op, 0)
     ]
     made.append(Table("Nodes", ("operator", "before", "after"), counts))
+    if outcome.verdict is not None:
+        made.append(errors(outcome.verdict))
     return [table for table in made if table.rows]
 
 
-def proof(outcome: Outcome) -> list[str]:
-    """What the verification found, one plain sentence a line."""
-    return [] if outcome.verdict is None else [printable(outcome.verdict.summary)]
+def errors(verdict: Verdict) -> Table:
+    """How far each output differs from the original's, against what rounding explains."""
+    header = ("output", "max abs", "max rel", "ulp", "bound", "noise floor", "note")
+    rows = [
+        (
+            printable(each.name),
+            f"{each.max_abs:.2g}",
+            f"{each.max_rel:.2g}",
+            f"{each.ulp:.2g}",
+            f"{each.bound:.2g}",
+            "not measured" if each.noise is None else f"{each.noise:.2g}",
+            printable(each.note),
+        )
+        for each in verdict.outputs
+    ]
+    return Table(f"Outputs ({verdict.runtime})", header, rows)
 
 
 def markdown(table: Table) -> str:

@@ -19,7 +19,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-Arrays = dict[str, NDArray[Any]]
+Array = NDArray[Any]
+Arrays = dict[str, Array]
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _OLD_NAMES = {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"}
@@ -67,19 +68,20 @@ class ConvTranspose(OpRun):
         ones, sizes = [1] * rank, x.shape[2:]
         strides, dilations = attributes.get("strides", ones), attributes.get("dilations", ones)
         extra = attributes.get("output_padding", [0] * rank)
-        full = [s * (n - 1) + (k - 1) * d + 1 for s, n, k, d in zip(strides, sizes, kernel, dilations)]
-        padded = [size + more for size, more in zip(full, extra)]
+        taps = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        grid = [s * (n - 1) for s, n in zip(strides, sizes, strict=True)]
+        padded = [sum(parts) for parts in zip(grid, taps, extra, strict=True)]
         begins, ends = _crop(attributes, padded, sizes, strides)
         inputs = x.reshape(x.shape[0], groups, -1, *sizes)
         weights = weight.reshape(groups, -1, *weight.shape[1:])
         y = np.zeros((x.shape[0], groups, weight.shape[1], *padded))
         for tap in np.ndindex(*kernel):
-            places = tuple(
-                slice(t * d, t * d + s * (n - 1) + 1, s) for t, d, s, n in zip(tap, dilations, strides, sizes)
-            )
+            starts = [t * d for t, d in zip(tap, dilations, strict=True)]
+            places = [slice(b, b + n + 1, s) for b, n, s in zip(starts, grid, strides, strict=True)]
             y[(..., *places)] += np.einsum("ngc...,gcm->ngm...", inputs, weights[(..., *tap)])
         y = y.reshape(x.shape[0], -1, *padded)
-        y = y[(..., *(slice(begin, size - end) for begin, end, size in zip(begins, ends, padded)))]
+        kept = [slice(b, n - e) for b, e, n in zip(begins, ends, padded, strict=True)]
+        y = y[(..., *kept)]
         return (y if bias is None else y + bias.reshape(-1, *ones),)
 
 
@@ -90,10 +92,10 @@ def _crop(attributes, padded, sizes, strides):  # type: ignore[no-untyped-def]
     if wanted is None and mode in ("NOTSET", "VALID"):
         pads = attributes.get("pads", [0] * (2 * rank))
         return pads[:rank], pads[rank:]
-    wanted = wanted or [n * s for n, s in zip(sizes, strides)]
-    totals = [max(0, size - target) for size, target in zip(padded, wanted)]
+    wanted = wanted or [n * s for n, s in zip(sizes, strides, strict=True)]
+    totals = [max(0, size - target) for size, target in zip(padded, wanted, strict=True)]
     halves = [total // 2 for total in totals]
-    rests = [total - half for total, half in zip(totals, halves)]
+    rests = [total - half for total, half in zip(totals, halves, strict=True)]
     return (halves, rests) if mode == "SAME_UPPER" else (rests, halves)
 
 
@@ -164,15 +166,22 @@ def _is_float(array: NDArray[Any]) -> bool:
     return np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
 
 
-def feeds_for(model: ModelProto, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Arrays:
+def feeds_for(
+    model: ModelProto,
+    sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    overriding: bool = False,
+) -> Arrays:
     """Random inputs, the same for the same seed; an unknown dimension is ``sizes[name]``, else 3.
 
     Args:
         model: its inputs that are no initializers are fed.
         sizes: by symbolic name; an unnamed dimension is called "".
         seed: of the random numbers.
+        overriding: feed initializers, too, where a caller may (IR version 4).
     """
-    stored = {tensor.name for graph in graphs(model.graph) for tensor in graph.initializer}
+    fixed = not overriding or model.ir_version < 4
+    stored = {tensor.name for tensor in model.graph.initializer} if fixed else set()
     feeds = {}
     for value in model.graph.input:
         if value.name not in stored:

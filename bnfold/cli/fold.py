@@ -126,13 +126,14 @@ def _show(outcome: Outcome, as_markdown: bool, verbose: bool) -> None:
     from bnfold import render
 
     lines, tables = render.summary(outcome), render.tables(outcome, verbose)
+    proof = [] if outcome.verdict is None else [render.printable(outcome.verdict.summary)]
     if as_markdown:
         body = [render.markdown(table) for table in tables]
-        click.echo("\n\n".join(["\n".join(f"{line}  " for line in lines), *body, *render.proof(outcome)]))
+        click.echo("\n\n".join(["\n".join(f"{line}  " for line in lines), *body, *proof]))
         return
     click.echo("\n".join(lines))
     render.on_terminal(tables)
-    for line in render.proof(outcome):
+    for line in proof:
         click.echo(line)
 
 

@@ -17,11 +17,14 @@ import click
 @click.option("-v", "--verbose", is_flag=True, help="Measure the noise floor too.")
 def verify(a: Path, b: Path, inputs: Path | None, as_json: bool, verbose: bool) -> None:
     """Show that model B gives the outputs of model A; exit 1 if it does not, or nobody can tell."""
-    from bnfold import verification
-    from bnfold.render import printable
+    from bnfold import render, verification
 
     verdict = verification.verify(a, b, inputs=inputs, noise=verbose)
-    click.echo(json.dumps(verdict.to_dict(), indent=1) if as_json else printable(verdict.summary))
+    if as_json:
+        click.echo(json.dumps(verdict.to_dict(), indent=1))
+    else:
+        render.on_terminal([render.errors(verdict)] if verdict.outputs else [])
+        click.echo(render.printable(verdict.summary))
     sys.exit(0 if verdict.ok else 1)
 
 

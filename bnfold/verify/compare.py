@@ -4,19 +4,23 @@ Distances are counted in units in the last place (ulp) of the tensor's dtype at 
 
     ulp(a) = 2^⌊log2 max|a|⌋ · ε        ε = 2⁻²³ float32, 2⁻⁵² float64, 2⁻¹⁰ float16, 2⁻⁷ bfloat16
 
-A fold rounds every weight once and makes each sum round differently. Every summing operator (Conv, MatMul, ...)
-so adds an error of a few ulp, independent of the errors before it. Independent errors add as squares, and a
-normalized net passes them on about as large as they came, so that after ``depth`` summing operators
+A fold rounds every weight once and makes each sum round differently. The rounding errors of a sum of K terms are
+a random walk: they grow like √K, up to the length of the blocks in which runtimes add (256 or less). The errors
+of several summing operators (Conv, MatMul, ...) are independent, so their squares add. A net that is normalized
+passes them on about as large as they came, so that
 
-    max|b - a|  ≤  ULP_PER_OPERATOR · √max(1, depth) · ulp(a)
+    max|b - a|  ≤  ULP_PER_TERM · √(Σ K) · ulp(a)          over the summing operators on the longest path
 
-``ULP_PER_OPERATOR`` is measured, not assumed: docs/verification.md, benchmarks/verification_bound.py.
+with 32 ≤ K ≤ 256 in each. A path of many operators is judged with K = 32: long sums of one sign, which need more,
+do not follow each other in a net whose values stay bounded. Types of 16 bits and less are summed in float32 by
+the runtimes and rounded once per operator: K = 4. ``ULP_PER_TERM`` is measured, not assumed: docs/verification.md,
+benchmarks/verification_bound.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +29,31 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-ULP_PER_OPERATOR = 8.0
+ULP_PER_TERM = 1.5
+SHORTEST_SUM, LONGEST_SUM = 32, 256
 TELLING = 10.0
-_CHUNK = 1 << 20
+_NARROW_SUM = 4
+_CHUNK = 1 << 16
 _PROBES = 1024
 
 
-def rounding_bound(depth: int) -> float:
-    """The ulp that rounding explains behind ``depth`` summing operators."""
-    return ULP_PER_OPERATOR * math.sqrt(max(1, depth))
+def rounding_bound(dtype: np.dtype[Any], sums: Sequence[int], *, whole: bool = False) -> float:
+    """The ulp that rounding explains; 0 for discrete dtypes.
+
+    Args:
+        dtype: of the tensor in question.
+        sums: the lengths of the sums on the longest path to it; none count as one of the shortest.
+        whole: judge a path through the whole net, where every sum counts as one of the shortest.
+    """
+    if not is_float(dtype):
+        return 0.0
+    if dtype.itemsize <= 2:
+        terms = _NARROW_SUM * max(1, len(sums))
+    elif whole or not sums:
+        terms = SHORTEST_SUM * max(1, len(sums))
+    else:
+        terms = sum(min(max(each, SHORTEST_SUM), LONGEST_SUM) for each in sums)
+    return ULP_PER_TERM * math.sqrt(terms)
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -64,9 +84,9 @@ class Gap:
             value).
         clash: what disagrees in kind, or "".
         same_shape: whether both had one shape and dtype.
-        extent: the smaller of ``max a - min a`` and of the largest distance of a value of ``a`` from both 0
-            and 1, in ulp: next to nothing for a saturated tensor (infinite for discrete dtypes with two values).
-        probes: up to 1024 values of the first ``a`` seen, to notice that another input changes nothing.
+        extent: the smaller of ``max a - min a`` and of the largest distance of a probe from both 0 and 1, in
+            ulp: next to nothing for a saturated tensor (infinite for discrete dtypes with two values).
+        probes: up to 1024 values of the first ``a`` seen, evenly spread.
         moved: largest change of ``probes`` by another input, in ulp; None while only one input was seen.
     """
 
@@ -115,24 +135,36 @@ def gap(a: Array | None, b: Array | None) -> Gap:
 
 
 def _float_gap(a: Array, b: Array) -> Gap:
-    lost, worst, scale, extreme = 0, 0.0, 0.0, 0.0
-    low, high = math.inf, -math.inf
+    worst, low, high, lost = 0.0, math.inf, -math.inf, 0
     for x, y in _chunks(a, b):
-        finite = np.isfinite(x)
-        same = np.where(finite, np.isfinite(y), (x == y) | (np.isnan(x) & np.isnan(y)))
-        lost += int(x.size - np.count_nonzero(same))
-        both = finite & same
-        worst = max(
-            worst, float(np.abs(np.subtract(y, x, where=both, out=np.zeros_like(x))).max(initial=0.0))
-        )
-        scale = max(scale, float(np.abs(x).max(where=finite, initial=0.0)))
-        extreme = max(extreme, float(np.minimum(np.abs(x), np.abs(1 - x)).max(where=finite, initial=0.0)))
-        low = min(low, float(x.min(where=finite, initial=math.inf)))
-        high = max(high, float(x.max(where=finite, initial=-math.inf)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = y - x
+        if not math.isfinite(difference.max() - difference.min()):
+            lost += _clashes(x, y)
+            both = np.isfinite(difference)
+            difference, x = difference[both], x[np.isfinite(x)]
+        worst = max(worst, difference.max(initial=0.0), -difference.min(initial=0.0))
+        low, high = min(low, x.min(initial=math.inf)), max(high, x.max(initial=-math.inf))
+    scale = float(max(abs(low), abs(high))) if low <= high else 0.0
     unit = ulp_at(a.dtype, scale)
     clash = f"{lost} of {a.size} values are infinite or NaN in one model only" if lost else ""
-    extent = max(0.0, min(extreme, high - low)) / unit
-    return Gap(a.dtype, worst, scale, math.inf if lost else worst / unit, clash, True, extent, _probe(a))
+    ulp = math.inf if lost else float(worst) / unit
+    probes = _probe(a)
+    extent = max(0.0, min(_off_rails(probes), float(high - low))) / unit
+    return Gap(a.dtype, float(worst), scale, ulp, clash, True, extent, probes)
+
+
+def _clashes(x: Array, y: Array) -> int:
+    """How many elements are infinite or NaN in one tensor but not likewise in the other."""
+    special = ~(np.isfinite(x) & np.isfinite(y))
+    return int(np.count_nonzero(special & (x != y) & ~(np.isnan(x) & np.isnan(y))))
+
+
+def _off_rails(probes: Array) -> float:
+    """The largest distance of a finite value from both 0 and 1."""
+    values = probes.reshape(-1).view(probes.real.dtype).astype(np.float64)
+    values = values[np.isfinite(values)]
+    return float(np.minimum(np.abs(values), np.abs(1.0 - values)).max(initial=0.0))
 
 
 def _discrete_gap(a: Array, b: Array) -> Gap:

@@ -16,10 +16,11 @@ one name is promised to mean one value (``shared``, which ``bnfold.fold`` promis
 the pieces are asked only if the outputs leave a question open; names on which the models differ by more than
 1/16 end to end are no cuts then, and if the pieces disagree as well, the outputs decide.
 
-**Ill-conditioned pieces.** Where a mean of 1000 is taken from values of 1000, rounding exceeds any bound made
-from depth. So before a tensor beyond its bound is called different, the original is measured: every weight is
-moved by at most 1 ulp at random, and the bound is raised to ``pieces.MARGIN`` times what that changes: rounding
-the folded weights moves them by at most half an ulp.
+**Sums that round badly.** Where a mean of 1000 is taken from values of 1000, or where 256 equal terms are rounded
+alike, no bound made from depth holds. So before a tensor beyond its bound is called different, both pieces in front
+of it are evaluated in float64 (module ``exact``). What then differs is the rounding of the weights alone, and
+that is bounded by measuring: every weight of the original is moved by 1 ulp, which may change the tensor
+``1 / pieces.MARGIN`` times as much as the candidate does.
 
 **Inputs that cannot tell.** A tensor that varies by less than ``compare.TELLING`` times its bound, over its
 elements or from one input to the next, would hide an error. If no compared float tensor shows anything, the
@@ -37,7 +38,7 @@ from onnx import ModelProto
 from . import graph as graphs
 from .compare import TELLING, Gap, gap, is_float, rounding_bound
 from .inputs import Feeds, port, reversed_inputs, runnable, user_inputs
-from .pieces import Findings, Models, excuse, pieces, whole
+from .pieces import Findings, Models, judge_exactly, pieces, whole
 from .runtime import CannotRunError, OnnxRuntime, Session, choose
 from .verdict import Deviation, Status, Verdict
 
@@ -104,7 +105,7 @@ def _verdict(job: Job, models: Models) -> Verdict:
             trouble = f"; inner tensors were not compared ({error})"
             models.a = graphs.read_model(job.a)
     if found.over and inner is None:
-        excuse(models, found)
+        judge_exactly(models, found)
     status, reason = _judge(models, found, inner, job.shared)
     doubtful = bool(found.over) or bool(inner and inner.over)
     noise = _noise(models) if job.noise or doubtful else {}
@@ -143,30 +144,26 @@ def _agreement(models: Models, found: Findings, inner: Findings | None) -> str:
     if inner is None:
         return start
     count = len(_inner_names(models, inner))
-    link = ": " if found.over else "; "
-    return (
-        f"{start}{link}all {count} shared tensors agree, each computed from the original's values "
-        f"(nearest: {_measure(inner, inner.nearest)})"
-    )
+    each = f"all {count} shared tensors agree, each" if count else "the outputs agree,"
+    return f"{start}; {each} computed from the original's values (nearest: {_measure(inner, inner.nearest)})"
 
 
 def _difference(models: Models, found: Findings, name: str) -> str:
-    each = found.gaps[name]
+    each, (ulp, bound) = found.gaps[name], found.measure(name)
     what = "Output" if name in models.outputs else "Tensor"
     where = "" if what == "Output" else ", computed from the original's values,"
     if each.clash:
         return f"{what} {name!r}{where} differs: {each.clash}"
-    return (
-        f"{what} {name!r}{where} differs by {each.ulp:.3g} ulp (at most {each.max_abs:.3g}), "
-        f"where rounding explains {found.bounds[name]:.3g}"
-    )
+    where += " in float64" * (name in found.exact)
+    trouble = f" (float64 could not be asked: {found.trouble})" if found.trouble else ""
+    return f"{what} {name!r}{where} differs by {ulp:.3g} ulp, where rounding explains {bound:.3g}{trouble}"
 
 
 def _measure(found: Findings, name: str) -> str:
-    each = found.gaps[name]
+    each, (ulp, bound) = found.gaps[name], found.measure(name)
     if each.clash or not is_float(each.dtype):
         return f"{name!r}, {each.clash or 'identical'}"
-    return f"{name!r} with {each.ulp:.3g} of {found.bounds[name]:.3g} ulp"
+    return f"{name!r} with {ulp:.3g} of {bound:.3g} ulp{' in float64' * (name in found.exact)}"
 
 
 def _deviations(
@@ -188,7 +185,7 @@ def _deviation(
     name: str, found: Findings, noise: float | None = None, note: str = "", proven: bool = False
 ) -> Deviation:
     each, bound = found.gaps[name], found.bounds[name]
-    ok = each.ulp <= bound or (proven and not _is_lost(each))
+    ok = name not in found.over or (proven and not _is_lost(each))
     values = (each.max_abs, each.max_rel, each.ulp, bound)
     return Deviation(name, each.dtype.name, ok, *values, noise=noise, note=note or each.clash)
 
@@ -223,10 +220,10 @@ def _contrasts(original: Session, outputs: list[str], given: Feeds) -> list[Feed
 
 def _unsteady(models: Models) -> str:
     """The first output that differs between two runs of the original on one input, or ""."""
-    depth = graphs.depths(models.a.graph)
+    sums = graphs.sums(models.a.graph)
     first, again = (models.original.run(models.outputs, models.samples[0]) for _ in range(2))
     for name, value in first.items():
-        bound = rounding_bound(depth.get(name, 0)) if is_float(value.dtype) else 0.0
+        bound = rounding_bound(value.dtype, sums.get(name, ()), whole=True)
         if name not in again or gap(value, again[name]).ulp > bound:
             return name
     return ""

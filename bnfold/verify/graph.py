@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ _JUMPS = frozenset(
     "ArgMax ArgMin TopK NonMaxSuppression Greater GreaterOrEqual Less LessOrEqual Equal Cast CastLike Ceil Floor "
     "Round Sign Hardmax Mod NonZero Unique QuantizeLinear DynamicQuantizeLinear Multinomial Bernoulli".split()
 )
-_WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul BatchNormalization Mul Add Sub Div".split())
-_INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def read_model(path: Path) -> ModelProto:
@@ -74,15 +73,16 @@ def signature_difference(a: GraphProto, b: GraphProto) -> str:
     return ""
 
 
-def depths(graph: GraphProto, cuts: Sequence[str] = ()) -> dict[str, int]:
-    """For every tensor, the most summing operators on a path to it from an input, a constant or a cut."""
-    depth: dict[str, int] = {}
-    known = set(cuts)
+def sums(graph: GraphProto, cuts: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """The lengths of the sums on a path to each tensor from an input, a constant or a cut; the most sums, if any."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in constants(graph)}
+    behind: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
-        behind = max((0 if name in known else depth.get(name, 0) for name in _reads(node)), default=0)
+        paths = [() if name in cuts else behind.get(name, ()) for name in reads(node)]
+        own = (_sum_length(node, shapes),) if _sums(node) else ()
         for name in node.output:
-            depth[name] = behind + _sums(node)
-    return depth
+            behind[name] = max(paths, key=len, default=()) + own
+    return behind
 
 
 def shared_cuts(a: ModelProto, b: ModelProto) -> list[str]:
@@ -94,7 +94,7 @@ def shared_cuts(a: ModelProto, b: ModelProto) -> list[str]:
     wanted: set[str] = set()
     for changed in (_changed(a, b), _changed(b, a)):
         for node in changed:
-            wanted.update(_reads(node), node.output)
+            wanted.update(reads(node), node.output)
     for node in (*a.graph.node, *b.graph.node):
         if node.op_type in _JUMPS:
             wanted.update(node.input)
@@ -138,37 +138,14 @@ def cut(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> dict[str, str]
     return given
 
 
-def jitter(model: ModelProto, folder: Path, seed: int) -> None:
-    """Move each float of every weight and bias to a neighbouring float at random (or leave it), in place.
-
-    Scalars, zeros and what is no finite number stay. External data are loaded into the model.
-    """
-    onnx.load_external_data_for_model(model, str(folder))
-    random = np.random.default_rng(seed)
-    weights = {name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input}
-    for tensor in constants(model.graph):
-        if tensor.name in weights and tensor.dims:
-            array = onnx.numpy_helper.to_array(tensor)
-            if array.dtype.itemsize in _INTEGERS and "float" in array.dtype.name:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(_neighbours(array, random), tensor.name))
-
-
 def constants(graph: GraphProto) -> Iterator[TensorProto]:
-    """The initializers, and the tensors of Constant nodes under the names of their outputs."""
+    """The initializers, and the tensors of Constant and ConstantOfShape nodes under the names of their outputs."""
     yield from graph.initializer
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].type == AttributeProto.TENSOR:
-            node.attribute[0].t.name = node.output[0]
-            yield node.attribute[0].t
-
-
-def _neighbours(array: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
-    # IEEE floats of one sign are ordered like their bits, so one step of the integer is one ulp.
-    bits = np.ascontiguousarray(array).view(_INTEGERS[array.dtype.itemsize]).copy()
-    movable = np.isfinite(array) & (array != 0)
-    bits += (random.integers(-1, 2, bits.shape, dtype=np.int8) * movable).astype(bits.dtype)
-    moved = bits.view(array.dtype)
-    return np.where(np.isfinite(moved), moved, array)
+        for attribute in node.attribute if node.op_type in ("Constant", "ConstantOfShape") else ():
+            if attribute.type == AttributeProto.TENSOR:
+                attribute.t.name = node.output[0]
+                yield attribute.t
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -186,7 +163,7 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
-def _reads(node: NodeProto) -> list[str]:
+def reads(node: NodeProto) -> list[str]:
     """What a node reads, also from inside its subgraphs."""
     inner = [name for graph in _subgraphs(node) for each in all_nodes(graph) for name in each.input]
     return [name for name in (*node.input, *inner) if name]
@@ -195,6 +172,14 @@ def _reads(node: NodeProto) -> list[str]:
 def _sums(node: NodeProto) -> bool:
     foreign = node.domain not in ("", "ai.onnx")
     return foreign or node.op_type in _SUMS or any(True for _ in _subgraphs(node))
+
+
+def _sum_length(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
+    """How many products an element of the output sums up; a large number where that is unknown."""
+    weight = next((shapes[name] for name in node.input if len(shapes.get(name, ())) > 1), None)
+    if weight is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return 1 << 30
+    return math.prod(weight[1:]) if node.op_type == "Conv" else max(weight)
 
 
 def _changed(a: ModelProto, b: ModelProto) -> list[NodeProto]:
@@ -209,7 +194,7 @@ def _changed(a: ModelProto, b: ModelProto) -> list[NodeProto]:
     return [
         node
         for node in a.graph.node
-        if _signature(node) not in twins or any(name in altered for name in _reads(node))
+        if _signature(node) not in twins or any(name in altered for name in reads(node))
     ]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
 from . import graph as graphs
-from .compare import Array, Gap, gap, is_float, rounding_bound
+from .compare import Array, Gap, gap, is_float, rounding_bound, ulp_at
+from .exact import evaluate
 from .inputs import Feeds
-from .runtime import Engine, Session
+from .runtime import Engine, Session, one_line
 
-# In trials the largest error of a correct fold was at most twice what moving the weights by 1 ulp did.
-MARGIN = 4.0
+# Moving every weight by 1 ulp does more than rounding the folded ones by half an ulp; see docs/verification.md.
+MARGIN = 2.0
 _CUT_BYTES = 256 << 20
 _SAME_MEANING = 1 / 16
 
@@ -52,16 +54,30 @@ class Models:
 
 @dataclass
 class Findings:
-    """The worst gap and the bound of every compared tensor, in graph order, over ``samples`` inputs."""
+    """What was compared.
 
-    gaps: dict[str, Gap]
-    bounds: dict[str, float]
-    samples: int
+    Attributes:
+        gaps: the worst gap of every tensor, in graph order.
+        bounds: its bound, in ulp.
+        samples: on how many inputs.
+        exact: difference and bound in float64, in ulp of the tensor's own dtype, where a bound was exceeded.
+        trouble: why float64 could not be asked, or "".
+    """
+
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    exact: dict[str, tuple[float, float]] = field(default_factory=dict)
+    trouble: str = ""
 
     @property
     def over(self) -> list[str]:
-        """The tensors beyond their bound."""
-        return [name for name, each in self.gaps.items() if each.ulp > self.bounds[name]]
+        """The tensors beyond their bound, in float64 where they were judged in it."""
+        return [name for name in self.gaps if not self.measure(name)[0] <= self.measure(name)[1]]
+
+    def measure(self, name: str) -> tuple[float, float]:
+        """Difference and bound of one tensor, in ulp."""
+        return self.exact.get(name, (self.gaps[name].ulp, self.bounds[name]))
 
     @property
     def telling(self) -> bool:
@@ -72,7 +88,7 @@ class Findings:
     @property
     def nearest(self) -> str:
         """The first tensor beyond its bound, else the one nearest to it."""
-        ratio = {name: each.ulp / max(self.bounds[name], 1.0) for name, each in self.gaps.items()}
+        ratio = {name: self.measure(name)[0] / max(self.bounds[name], 1.0) for name in self.gaps}
         return next(iter(self.over), None) or max(ratio, key=ratio.__getitem__)
 
 
@@ -108,29 +124,53 @@ def pieces(models: Models, shared: bool) -> Findings | None:
         return candidate.run(names, feeds | {given[name]: want[name] for name in given})
 
     found = _findings(models, list(values), lambda feeds: original.run(names, feeds), follow)
-    _excuse(models, values, original, found)
+    _judge_exactly(models, given, original, found)
     return found
 
 
-def excuse(models: Models, found: Findings) -> None:
-    """Raise the bounds of what is beyond them end to end, as far as the original's own rounding reaches."""
-    _excuse(models, {}, models.original, found)
+def judge_exactly(models: Models, found: Findings) -> None:
+    """Judge the outputs that are beyond their bound end to end in float64, as far as that is possible."""
+    _judge_exactly(models, {}, models.original, found)
 
 
-def _excuse(models: Models, values: Mapping[str, Array], original: Session, found: Findings) -> None:
-    names = [name for name in found.over if not found.gaps[name].clash]
-    if not names:
-        return
-    wanted = list(dict.fromkeys([*values, *names]))
-    given = graphs.cut(models.a, values)
-    graphs.jitter(models.a, models.paths[0].parent, seed=0)
-    moved = models.rewritten("original")
+def _judge_exactly(models: Models, given: Mapping[str, str], original: Session, found: Findings) -> None:
+    """Add to ``found.exact``, in graph order, up to the first tensor that differs in float64 as well.
+
+    Args:
+        models: both models, the candidate cut at ``given``.
+        given: the candidate's input that stands for each cut.
+        original: yields the original's value of every cut and output.
+        found: what was found in the runtime's own arithmetic.
+    """
+    for name in [name for name in found.over if not found.gaps[name].clash]:
+        try:
+            found.exact[name] = _exact_error(models, given, original, found.gaps[name].dtype, name)
+        except Exception as error:
+            found.trouble = one_line(error)
+        if name in found.over:
+            return
+
+
+def _exact_error(
+    models: Models,
+    given: Mapping[str, str],
+    original: Session,
+    dtype: np.dtype[Any],
+    name: str,
+) -> tuple[float, float]:
+    """Difference of one tensor in float64 and what the weights' rounding explains, both in ulp; the worst sample."""
+    worst = (0.0, 1.0)
+    (folder_a, folder_b) = (path.parent for path in models.paths)
     for feeds in models.samples:
-        want = original.run(wanted, feeds)
-        got = moved.run(names, feeds | {given[name]: want[name] for name in given})
-        for name in names:
-            reach = MARGIN * gap(want[name], got[name]).ulp
-            found.bounds[name] = max(found.bounds[name], reach)
+        values = original.run(list(given), feeds) if given else {}
+        theirs = {given[key]: value for key, value in values.items()}
+        a = evaluate(models.a, folder_a, name, feeds | values)
+        moved = evaluate(models.a, folder_a, name, feeds | values, jitter=True)
+        b = evaluate(models.b, folder_b, name, feeds | theirs)
+        unit = ulp_at(dtype, float(np.abs(a).max(initial=0.0)))
+        error, reach = (float(np.abs(each - a).max(initial=0.0)) / unit for each in (b, moved))
+        worst = max(worst, (error, max(1.0, MARGIN * reach)), key=lambda each: each[0] / each[1])
+    return worst
 
 
 def _cut_values(models: Models, shared: bool) -> dict[str, Array]:
@@ -175,7 +215,7 @@ def _findings(
     candidate: Callable[[Feeds, Mapping[str, Array]], dict[str, Array]],
 ) -> Findings:
     """Run both on every sample and keep the worst gap of each tensor; one sample's tensors at a time."""
-    found = Findings({}, {}, 0)
+    found = Findings()
     for position, feeds in enumerate(models.samples):
         want = original(feeds)
         if position and not all(map(_finite, want.values())):
@@ -193,12 +233,12 @@ def _findings(
 
 
 def _bounds(models: Models, cuts: Sequence[str], gaps: Mapping[str, Gap]) -> dict[str, float]:
-    sides = [graphs.depths(each.graph, cuts) for each in (models.a, models.b)]
+    sides = [graphs.sums(each.graph, set(cuts)) for each in (models.a, models.b)]
     bounds = {}
     for name, each in gaps.items():
-        whole_name = name if name in sides[0] else name.rsplit("[", 1)[0]
-        depth = max(side.get(whole_name, 0) for side in sides)
-        bounds[name] = rounding_bound(depth) if is_float(each.dtype) else 0.0
+        tensor = name if name in sides[0] else name.rsplit("[", 1)[0]  # an element of a sequence
+        longest = (rounding_bound(each.dtype, side.get(tensor, ()), whole=not cuts) for side in sides)
+        bounds[name] = max(longest)
     return bounds
 
 

@@ -27,7 +27,16 @@ _FROM_7 = (
     "SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile Transpose Unsqueeze"
 )
 _LATER = {
-    **{"Expand": 8, "Max": 8, "Min": 8, "Erf": 9, "Where": 9, "LogSoftmax": 13, "Softmax": 13},
+    **{
+        "ConstantOfShape": 9,
+        "Expand": 8,
+        "Max": 8,
+        "Min": 8,
+        "Erf": 9,
+        "Where": 9,
+        "LogSoftmax": 13,
+        "Softmax": 13,
+    },
     **{"HardSwish": 14, "LayerNormalization": 17, "Gelu": 20},
 }
 EXACT_FROM = dict.fromkeys(_FROM_7.split(), 7) | _LATER

@@ -134,11 +134,11 @@ def constant_may_enlarge(op: Graph, x: Input = (1, 3, "H", 6)) -> Outputs:
 
 
 @refuses(Reason.UNKNOWN_VERSION, opset=6)
-def broadcast_by_attribute(op: Graph, x: Input = (1, 3, 4, 6)) -> Outputs:
-    y = op.Conv(x, op.weight(4, 3, 1, 1))
-    return op.Mul(y, op.weight(4), broadcast=1, axis=1)
+def broadcast_by_attribute(op: Graph, x: Input = (4, 3)) -> Outputs:
+    y = op.MatMul(x, op.weight(3, 4))
+    return op.Mul(y, op.weight(4), broadcast=1, axis=0)
 
 
 @refuses(Reason.NOT_FLOAT, dtype=6)
 def integers(op: Graph, x: Input = (2, 3)) -> Outputs:
-    return op.Mul(op.Transpose(x), op.const([2]))
+    return op.Div(op.MatMul(x, op.const([[1], [3], [5]])), op.const([2]))

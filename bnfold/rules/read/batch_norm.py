@@ -78,13 +78,25 @@ def default_epsilon(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 
 @refuses(Reason.TRAINING_MODE)
 def training_mode(op: Graph, x: Input = (2, 3, 6, 6)) -> Outputs:
-    y, _, _ = op.BatchNormalization(
-        op.Conv(x, op.weight(4, 3, 3, 3)),
-        *(op.positive(4) for _ in range(4)),
-        training_mode=1,
-        outputs=3,
-    )
-    return y
+    y = op.Conv(x, op.weight(4, 3, 3, 3))
+    return op.BatchNormalization(y, *(op.positive(4) for _ in range(4)), training_mode=1)
+
+
+@refuses(Reason.TRAINING_MODE, opset=6)
+def without_is_test(op: Graph, x: Input = (2, 3, 6, 6)) -> Outputs:
+    return op.batch_norm(op.Conv(x, op.weight(4, 3, 3, 3)))
+
+
+@refuses(Reason.TRAINING_OUTPUTS, opset=9)
+def training_outputs(op: Graph, x: Input = (2, 3, 6, 6)) -> Outputs:
+    y = op.Conv(x, op.weight(4, 3, 3, 3))
+    return op.BatchNormalization(y, *(op.positive(4) for _ in range(4)), outputs=5)[0]
+
+
+@refuses(Reason.SPATIAL_STATISTICS, opset=7)
+def one_mean_per_position(op: Graph, x: Input = (2, 3, 6, 6)) -> Outputs:
+    y = op.Conv(x, op.weight(4, 3, 3, 3))
+    return op.BatchNormalization(y, *(op.positive(4, 4, 4) for _ in range(4)), spatial=0)
 
 
 @refuses(Reason.NOT_CONSTANT)
@@ -101,13 +113,14 @@ def overridable_scale(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 
 
 @refuses(Reason.BAD_VARIANCE)
-def negative_variance(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+def no_variance(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Conv(x, op.weight(2, 3, 3, 3))
-    return op.BatchNormalization(y, *(op.positive(2) for _ in range(3)), op.const([1.0, -1.0]))
+    variance = op.const([1.0, 0.0])
+    return op.BatchNormalization(y, *(op.positive(2) for _ in range(3)), variance, epsilon=0.0)
 
 
 @refuses(Reason.NOT_FINITE)
-def broken_mean(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+def broken_scale(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Conv(x, op.weight(2, 3, 3, 3))
-    mean = op.const([1.0, np.nan])
-    return op.BatchNormalization(y, op.positive(2), op.positive(2), mean, op.positive(2))
+    gamma = op.const([1.0, np.inf])
+    return op.BatchNormalization(y, gamma, *(op.positive(2) for _ in range(3)))

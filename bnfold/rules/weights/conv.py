@@ -135,5 +135,5 @@ def computed_weight(op: Graph, x: Input = (1, 3, 6, 6), w: Input = (4, 3, 3, 3))
 
 
 @refuses(Reason.OTHER_OPERAND)
-def into_the_weight(op: Graph, x: Input = (1, 3, 6, 6), w: Input = (4, 3, 1, 1)) -> Outputs:
-    return op.Conv(x, op.batch_norm(w))
+def into_the_bias(op: Graph, x: Input = (1, 3, 6, 6), b: Input = (4,)) -> Outputs:
+    return op.Conv(x, op.weight(4, 3, 1, 1), op.Mul(b, op.weight(4)))

@@ -95,6 +95,11 @@ def shift_in_front_of_stride(op: Graph, x: Input = (1, 2, 4, 4)) -> Outputs:
     return op.ConvTranspose(op.batch_norm(x), op.weight(2, 3, 2, 2), strides=[2, 2])
 
 
+@refuses(Reason.SHIFT_VARIES)
+def shift_in_front_of_holes(op: Graph, x: Input = (1, 2, 4, 4)) -> Outputs:
+    return op.ConvTranspose(op.batch_norm(x), op.weight(2, 3, 1, 1), strides=[2, 2])
+
+
 @refuses(Reason.MIXED_AXES)
 def along_the_wrong_axis(op: Graph, x: Input = (1, 3, 5, 5)) -> Outputs:
     return op.Mul(op.ConvTranspose(x, op.weight(3, 5, 1, 1)), op.weight(5))
@@ -106,5 +111,5 @@ def computed_weight(op: Graph, x: Input = (1, 3, 5, 5), w: Input = (3, 4, 3, 3))
 
 
 @refuses(Reason.OTHER_OPERAND)
-def into_the_weight(op: Graph, x: Input = (1, 3, 6, 6), w: Input = (3, 4, 1, 1)) -> Outputs:
-    return op.ConvTranspose(x, op.batch_norm(w))
+def into_the_bias(op: Graph, x: Input = (1, 3, 6, 6), b: Input = (4,)) -> Outputs:
+    return op.ConvTranspose(x, op.weight(3, 4, 1, 1), op.Mul(b, op.weight(4)))

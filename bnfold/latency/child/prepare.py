@@ -1,0 +1,121 @@
+"""The inputs that all models are run on, and a first run of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import onnx
+
+from bnfold.errors import InputsError
+from bnfold.verification.graph import required_inputs
+from bnfold.verification.inputs import Port, port, runnable, user_inputs
+from bnfold.verification.runtime import CannotRunError
+
+from .process import BenchError, Job
+from .sessions import Feeds, attempt, call, keep_feeds, open_session, runtime
+
+
+def answer(
+    job: Job,
+    say: Callable[[str], None],
+    inputs: str | None,
+    batch: int | None,
+    dim: Mapping[str, int],
+    seed: int,
+) -> dict[str, Any]:
+    """Make the inputs, run every model once, and say how long loading and running takes, in seconds."""
+    _check_providers(job)
+    feeds = _feeds(job, say, inputs, batch, dim, seed)
+    keep_feeds(job, feeds)
+    timed = [_first_runs(job, index, feeds, say) for index in range(len(job["paths"]))]
+    return {
+        "shapes": {name: list(array.shape) for name, array in feeds.items()},
+        "load": [load for load, _ in timed],
+        "run": [run for _, run in timed],
+        "onnxruntime": runtime().__version__,
+    }
+
+
+def _feeds(
+    job: Job,
+    say: Callable[[str], None],
+    inputs: str | None,
+    batch: int | None,
+    dim: Mapping[str, int],
+    seed: int,
+) -> Feeds:
+    label = job["labels"][0]
+    say(f"making inputs for {label}")
+    model = onnx.load(job["paths"][0], load_external_data=False)
+    try:
+        ports = [port(each) for each in required_inputs(model.graph)]
+        if inputs is not None:
+            return user_inputs(ports, Path(inputs))
+        session = open_session(job, 0)
+        return runnable(sized(ports, batch, dim, label), lambda feeds: _try(job, session, feeds), seed)[0]
+    except CannotRunError as error:
+        raise BenchError(f"{label} cannot be run: {error}.") from error
+
+
+def sized(ports: list[Port], batch: int | None, dim: Mapping[str, int], label: str) -> list[Port]:
+    """The ports with their open dimensions filled in: those that are named in ``dim``, then the first of each.
+
+    Raises:
+        InputsError: ``dim`` names a dimension that the model does not have, or ``batch`` is asked of a model
+            without an open first dimension.
+    """
+    shapes = [each.shape or () for each in ports]
+    names = sorted({size for shape in shapes for size in shape if isinstance(size, str)})
+    for name in dim:
+        if name not in names:
+            have = ", ".join(map(repr, names)) or "none by name"
+            raise InputsError(f"{label} has no open dimension {name!r}; it has {have}.")
+    firsts = [shape[0] for shape in shapes if shape]
+    if batch is not None and all(isinstance(size, int) for size in firsts) and {batch} != set(firsts):
+        fixed = ", ".join(map(str, firsts)) or "nothing"
+        raise InputsError(f"{label} has no open batch dimension (it is fixed at {fixed}); leave out --batch.")
+    known = {size: batch or 1 for size in firsts if isinstance(size, str)} | dict(dim)
+    return [replace(each, shape=_filled(each.shape, known, batch or 1)) for each in ports]
+
+
+def _filled(
+    shape: tuple[int | str | None, ...] | None, known: Mapping[str, int], batch: int
+) -> tuple[int | str | None, ...] | None:
+    if not shape:
+        return shape
+    named = [known.get(size, size) if isinstance(size, str) else size for size in shape]
+    return (batch if named[0] is None else named[0], *named[1:])
+
+
+def _try(job: Job, session: Any, feeds: Feeds) -> None:
+    try:
+        attempt(job, 0, session, feeds)
+    except BenchError as error:
+        raise CannotRunError(str(error).rstrip(".")) from error
+
+
+def _first_runs(job: Job, index: int, feeds: Feeds, say: Callable[[str], None]) -> tuple[float, float]:
+    """Seconds to load a model and to run it, roughly: enough to plan with."""
+    say(f"running {job['labels'][index]}")
+    start = perf_counter()
+    session = open_session(job, index)
+    load = perf_counter() - start
+    attempt(job, index, session, feeds)
+    run, times = call(session, feeds), []
+    while len(times) < 2 or (len(times) < 100 and sum(times) < 0.02):
+        start = perf_counter()
+        run()
+        times.append(perf_counter() - start)
+    return load, median(times)
+
+
+def _check_providers(job: Job) -> None:
+    available = runtime().get_available_providers()
+    for name in job["providers"]:
+        if name not in available:
+            raise BenchError(f"ONNX Runtime has no {name} here; it has {', '.join(available)}.")

@@ -1,0 +1,84 @@
+"""What is compared: models as files, with a label for each and the size of everything it reads."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from bnfold import files
+from bnfold.folding import FoldPass, ModelLike
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to measure.
+
+    Attributes:
+        label: what the report calls it.
+        path: the file to load.
+        bytes: size of the file and of its external data.
+    """
+
+    label: str
+    path: Path
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {"label": self.label, "path": str(self.path), "bytes": self.bytes}
+
+
+def gathered(given: Sequence[ModelLike], folder: Path) -> list[Model]:
+    """The models as files, and where only one is given, its fold too if it has one; ``folder`` takes what is written.
+
+    Raises:
+        BnfoldError: a model cannot be read; the subclass and its text say why.
+    """
+    loaded = [_loaded(each, folder / f"model{index}.onnx") for index, each in enumerate(given)]
+    labels = _labels([_name(each, index) for index, each in enumerate(given)])
+    models = [_model(label, path, model) for label, (path, model) in zip(labels, loaded, strict=True)]
+    if len(models) == 1 and FoldPass()(loaded[0][1]).modified:
+        path = folder / "folded.onnx"
+        files.save(loaded[0][1], path)
+        models.append(_model(f"{labels[0]} (folded)", path, files.load(path)))
+    return models
+
+
+def _loaded(given: ModelLike, target: Path) -> tuple[Path, ir.Model]:
+    """A model and the file it is in, written to ``target`` if it is in none."""
+    if isinstance(given, (str, os.PathLike)):
+        return Path(given).resolve(), files.load(given)
+    if isinstance(given, onnx.ModelProto):
+        given = files.from_proto(given, None)
+    if not isinstance(given, ir.Model):
+        raise TypeError(f"bench takes paths, onnx.ModelProto and onnx_ir.Model, not {type(given).__name__}")
+    files.save(given, target)
+    return target, files.load(target)
+
+
+def _model(label: str, path: Path, model: ir.Model) -> Model:
+    external = {os.path.realpath(tensor.path) for tensor in files.external_tensors(model)}
+    return Model(label, path, path.stat().st_size + sum(os.path.getsize(each) for each in external))
+
+
+def _name(given: ModelLike, index: int) -> str:
+    return os.fspath(given) if isinstance(given, (str, os.PathLike)) else f"model {index + 1}"
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """File names where they tell the models apart, else paths, else paths with a number."""
+    short = [Path(name).name for name in names]
+    chosen = short if len(set(short)) == len(short) else list(names)
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in chosen:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return labels

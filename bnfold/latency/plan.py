@@ -1,0 +1,48 @@
+"""How a time budget is divided into session pairs, blocks and runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+# A block is short enough for neighbours to share the machine's state and long above the clock's resolution.
+_BLOCK_SECONDS = 5e-3
+_TICKS = 1000
+# So many pairs make an interval of 7 order statistics; more blocks in fewer pairs would not make it narrower.
+_PAIRS = 12
+_MOST_BLOCKS = 10
+WARM_RUNS, WARM_SECONDS = 2, 10e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in one session pair.
+
+    Attributes:
+        runs: timed runs in a block.
+        lead: runs before them that are not timed, to have this model's data back in the caches.
+        blocks: blocks of each session.
+    """
+
+    runs: int
+    lead: int
+    blocks: int
+
+
+def plan(load: float, run: float, roles: int, seconds: float) -> Plan:
+    """Divide the budget so that at least 12 session pairs fit, if one block each does.
+
+    Args:
+        load: seconds to create one session.
+        run: seconds of one run of the fastest model.
+        roles: sessions in a pair, the control included.
+        seconds: the whole budget.
+    """
+    shortest = max(_BLOCK_SECONDS, _TICKS * time.get_clock_info("perf_counter").resolution)
+    runs = max(1, math.ceil(shortest / run))
+    lead = 1 if runs > 1 else 0
+    fixed = roles * (load + max(WARM_RUNS * run, WARM_SECONDS))
+    block = roles * run * (runs + lead)
+    fitting = int((seconds / _PAIRS - fixed) / block)
+    return Plan(runs, lead, min(max(1, fitting), _MOST_BLOCKS))

@@ -1,0 +1,177 @@
+"""What a benchmark found, as data: for tables, for JSON, for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .environment import Environment
+from .models import Model
+from .plan import Plan
+from .statistics import Array, Interval, median_ratio, pair_log_ratio, percentiles
+from .verdict import Comparison, Finding, numbers
+
+SCHEMA_VERSION = 1
+# Beyond this a difference of a few percent, which is what a fold is often about, cannot be seen.
+_NOISY = 1.03
+Operators = dict[str, dict[str, float]]
+
+
+@dataclass
+class Samples:
+    """Everything that was timed in one case, in seconds; the last role is the control.
+
+    Attributes:
+        loads: session creation, one row a session pair, one column a role.
+        blocks: mean time of a run, for each session pair an array blocks × roles.
+        runs: for each role, the time of every single run.
+    """
+
+    loads: list[list[float]] = field(default_factory=list)
+    blocks: list[Array] = field(default_factory=list)
+    runs: list[list[float]] = field(default_factory=list)
+
+    def add(self, created: Sequence[int], blocks: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Add one session pair, timed in nanoseconds: of each session, and of blocks × roles × runs."""
+        self.loads.append([each * 1e-9 for each in created])
+        self.blocks.append(np.array([[np.mean(times) for times in block] for block in blocks]) * 1e-9)
+        self.runs = self.runs or [[] for _ in created]
+        for block in blocks:
+            for role, times in enumerate(block):
+                self.runs[role] += [each * 1e-9 for each in times]
+
+    def time(self, role: int) -> Interval:
+        """Time of a run over that of role 0."""
+        return median_ratio([pair_log_ratio(blocks, role) for blocks in self.blocks])
+
+    def load(self, role: int) -> Interval:
+        """Time to create a session over that of role 0."""
+        return median_ratio([float(np.log(pair[role] / pair[0])) for pair in self.loads])
+
+
+@dataclass(frozen=True)
+class Case:
+    """All models on one set of inputs.
+
+    Attributes:
+        batch: the batch size asked for, None if none was.
+        shapes: of the inputs, by name.
+        labels: of the models.
+        plan: blocks and runs of each session pair.
+        samples: all times.
+        stopped: "width" if every interval reached the target width, "budget" if the time was up.
+        peaks: bytes by which each model raises the peak memory of a process, None where unknown.
+        operators: nodes and seconds by operator for each model, None without a profile.
+    """
+
+    batch: int | None
+    shapes: dict[str, list[int]]
+    labels: list[str]
+    plan: Plan
+    samples: Samples
+    stopped: str
+    peaks: list[int | None]
+    operators: list[Operators] | None
+
+    @cached_property
+    def control(self) -> Interval:
+        """The first model against itself: the noise floor."""
+        return self.samples.time(len(self.labels))
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every other model against the first."""
+        load_control = self.samples.load(len(self.labels))
+        return [
+            Comparison(
+                label,
+                self.labels[0],
+                Finding(self.samples.time(role), self.control),
+                Finding(self.samples.load(role), load_control),
+            )
+            for role, label in enumerate(self.labels)
+            if role > 0
+        ]
+
+    @cached_property
+    def percentiles(self) -> list[dict[float, float]]:
+        """Seconds of a run for each model, at the percentiles that its runs support."""
+        return [percentiles(np.array(runs)) for runs in self.samples.runs[: len(self.labels)]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data, in seconds and bytes."""
+        models = [self._model(role) for role in range(len(self.labels))]
+        return {
+            "batch": self.batch,
+            "inputs": self.shapes,
+            "session_pairs": len(self.samples.blocks),
+            "blocks_per_pair": self.plan.blocks,
+            "runs_per_block": self.plan.runs,
+            "stopped": self.stopped,
+            "models": models,
+            "control": self.control.to_dict(),
+            "comparisons": [each.to_dict() for each in self.comparisons],
+        }
+
+    def _model(self, role: int) -> dict[str, Any]:
+        return {
+            "label": self.labels[role],
+            "run_seconds": {f"p{each:g}": value for each, value in self.percentiles[role].items()},
+            "runs": len(self.samples.runs[role]),
+            "load_seconds": float(np.median([pair[role] for pair in self.samples.loads])),
+            "peak_bytes": self.peaks[role],
+            "operators": None if self.operators is None else self.operators[role],
+        }
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What ``bnfold.bench`` returns.
+
+    Attributes:
+        models: what was compared; the first is what the others are compared with.
+        cases: one for each batch size.
+        environment: the machine and the versions.
+        settings: what was asked for.
+    """
+
+    models: list[Model]
+    cases: list[Case]
+    environment: Environment
+    settings: dict[str, Any]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what limits the result."""
+        said = [_noisy(case) for case in self.cases if case.control.known and case.control.floor > _NOISY]
+        if self.environment.overloaded:
+            said.append(
+                f"The load was {self.environment.load_before} on {self.environment.cores} cores before "
+                "this began; stop other programs and measure again."
+            )
+        if len(self.models) == 1:
+            said.append(f"{self.models[0].label} has nothing to fold, so it was measured alone.")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data, in seconds and bytes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "models": [each.to_dict() for each in self.models],
+            "settings": self.settings,
+            "cases": [case.to_dict() for case in self.cases],
+            "environment": self.environment.to_dict(),
+            "warnings": self.warnings,
+        }
+
+
+def _noisy(case: Case) -> str:
+    where = "" if case.batch is None else f" at batch {case.batch}"
+    return (
+        f"This machine is too noisy to see a difference of a few percent{where}: {case.labels[0]} against "
+        f"itself is {numbers(case.control)}; stop other programs or give it more time."
+    )

@@ -1,0 +1,120 @@
+"""One tensor in float64: what is left of a difference when the rounding of sums is taken away.
+
+A piece of a float32 model (or narrower) evaluated in float64 keeps the model's rounded weights but rounds
+nothing else that shows. Original and candidate then differ by the rounding of the folded weights alone, which is
+measured too: every weight of the original is moved to a neighbouring float of its own dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from .graph import constants, reads
+from .reference import Reference, require_exact
+
+Array = NDArray[Any]
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+_WEIGHTED |= {"Mul", "Add", "Sub", "Div"}
+_CARRIERS = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand"})
+_INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+
+
+def evaluate(
+    model: ModelProto, folder: Path, name: str, feeds: Mapping[str, Array], *, jitter: bool = False
+) -> Array:
+    """The value of one tensor in float64.
+
+    Args:
+        model: where the tensor is computed.
+        folder: where the model's external data lie.
+        name: the tensor.
+        feeds: values of graph inputs and of inner tensors; what is computed before the latter is not evaluated.
+        jitter: first move every weight to one of its two neighbouring floats, at random but always alike.
+
+    Raises:
+        NotImplementedError: the evaluator is not known to be exact for an operator in front of the tensor.
+    """
+    piece = _piece(model, name, {key: value for key, value in feeds.items() if key != name})
+    require_exact(piece)
+    onnx.load_external_data_for_model(piece, str(folder))
+    if jitter:
+        _jitter(piece.graph)
+    _widen(piece.graph)
+    wide = {key: _wide(np.asarray(value)) for key, value in feeds.items()}
+    return np.asarray(next(iter(Reference(piece).run([name], wide))))
+
+
+def _piece(model: ModelProto, name: str, feeds: Mapping[str, Array]) -> ModelProto:
+    """A model of its own that computes one tensor from those in ``feeds`` that it needs."""
+    needed, nodes = {name}, []
+    for node in reversed(model.graph.node):
+        if any(output in needed and output not in feeds for output in node.output):
+            nodes.append(node)
+            needed.update(reads(node))
+    piece = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    piece.graph.name = "piece"
+    piece.graph.node.extend(reversed(nodes))
+    initializers = (each for each in model.graph.initializer if each.name in needed)
+    piece.graph.initializer.extend(initializers)
+    for key in feeds:
+        if key in needed:
+            piece.graph.input.append(onnx.helper.make_tensor_value_info(key, TensorProto.DOUBLE, None))
+    piece.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.DOUBLE, None))
+    return piece
+
+
+def _widen(graph: GraphProto) -> None:
+    """Turn every float constant and every cast to a float into float64, in place."""
+    for tensor in constants(graph):
+        array = onnx.numpy_helper.to_array(tensor)
+        if _wide(array) is not array:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_wide(array), tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and _is_float_type(attribute.i):
+                attribute.i = TensorProto.DOUBLE
+
+
+def _jitter(graph: GraphProto) -> None:
+    """Move each float of every weight and bias to one of its neighbours, in place; zeros and scalars stay."""
+    random = np.random.default_rng(0)
+    weights = _weights(graph)
+    for tensor in constants(graph):
+        array = onnx.numpy_helper.to_array(tensor)
+        if tensor.name in weights and tensor.dims and "float" in array.dtype.name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_neighbours(array, random), tensor.name))
+
+
+def _weights(graph: GraphProto) -> set[str]:
+    """Names of the constants that reach an operator with weights, also through operators that only carry."""
+    names: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type in _WEIGHTED or (node.op_type in _CARRIERS and node.output[0] in names):
+            names.update(node.input)
+    return names
+
+
+def _neighbours(array: Array, random: np.random.Generator) -> Array:
+    # Floats of one sign are ordered like their bits, so that one step of the integer is one ulp.
+    bits = np.ascontiguousarray(array).view(_INTEGERS[array.dtype.itemsize])
+    movable = np.isfinite(array) & (array != 0)
+    steps = (2 * random.integers(0, 2, bits.shape) - 1) * movable
+    moved = (bits + steps).astype(bits.dtype).view(array.dtype)
+    return np.where(np.isfinite(moved), moved, array)
+
+
+def _wide(array: Array) -> Array:
+    narrow = array.dtype != np.float64 and "float" in array.dtype.name
+    return array.astype(np.float64) if narrow else array
+
+
+def _is_float_type(elem_type: int) -> bool:
+    return "float" in onnx.helper.tensor_dtype_to_np_dtype(elem_type).name

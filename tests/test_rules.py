@@ -1,0 +1,532 @@
+"""Every rule is held to one contract, over the examples that stand beside it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+from truth import Array, feeds_for, largest, onnx_runtime, outputs_of, truth, widened
+
+import bnfold
+from bnfold.core.affine import IDENTITY, Affine
+from bnfold.core.example import EXAMPLES, Example
+from bnfold.core.reasons import Reason, Refused, silenced
+from bnfold.core.rule import Arriving, Becomes, Moved, Rule, registered, rule_for
+from bnfold.core.site import Site
+from bnfold.core.view import View
+from bnfold.errors import InvalidModelError
+
+DOUBLE = onnx.TensorProto.DOUBLE
+
+MODULES = sorted({entry.module for entry in registered().values()})
+FOLDS = [example for example in EXAMPLES if example.reason is None]
+REFUSES = [example for example in EXAMPLES if example.reason is not None]
+
+# The sizes of dynamic dimensions in the examples that must keep their outputs.
+SIZES = {"N": 2, "T": 5, "L": 9, "H": 6, "W": 7}
+
+# Reasons the planner gives, not a rule; test_planner.py shows each of them.
+OF_THE_PLANNER = {
+    Reason.COSTS_A_NODE,
+    Reason.DENSE_BIAS,
+}
+
+# Silencing cannot be expressed here: these are no conditions on a value, there is none.
+NOT_SILENCED = {
+    # Nothing is known at all: there is no number to go wrong with.
+    Reason.NOT_CONSTANT,
+    # A judgement of bnfold.core.profit: what it refuses is exact and of no use.
+    Reason.DENSE_BIAS,
+}
+
+# Where another condition stands behind the one in question, both are silenced.
+SECOND_GUARD = {
+    # A reciprocal of zero is refused once more where it would be stored.
+    "read.arithmetic:division_by_zero": {Reason.OVERFLOWS},
+    # A constant that enlarges the tensor varies along an axis the tensor does not have.
+    "read.arithmetic:constant_enlarges": {Reason.MIXED_AXES},
+    # An unknown size differs from every size.
+    "read.arithmetic:constant_may_enlarge": {Reason.BROADCASTS, Reason.MIXED_AXES},
+    # Infinite maps are refused once more where they would be stored, and NaN equals nothing.
+    "read.batch_norm:no_variance": {Reason.NOT_FINITE, Reason.BRANCHES_DIFFER, Reason.OVERFLOWS},
+    "read.batch_norm:broken_scale": {Reason.BRANCHES_DIFFER, Reason.OVERFLOWS},
+    # A node more is refused as such and, once allowed, for not lowering the measure.
+    "weights.matmul:shift_for_each_reader": {Reason.NO_GAIN},
+}
+
+# Weights are rounded once, to half a unit of 2⁻²³ in float32; sums over the few terms of an example
+# are at most 8 times as large as their terms' largest result.
+ROUNDING = 8 * 2.0**-24
+
+
+def named(examples: list[Example]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("example", examples, ids=lambda example: example.name)
+
+
+def error(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
+    """The largest difference in relation to its tensor's largest magnitude; infinite in another shape."""
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        if a.shape != b.shape:
+            return np.inf
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        different = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        with np.errstate(invalid="ignore"):
+            gaps = np.abs(a - b)[different] / largest([a])
+        worst = max(worst, float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0.0)))
+    return worst
+
+
+def affine_nodes(model: onnx.ModelProto) -> Counter[str]:
+    """What is a map by its looks: a batch norm, a negation, arithmetic with one stored operand."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found: Counter[str] = Counter()
+    for node in model.graph.node:
+        operands = sum(name in stored for name in node.input)
+        binary = node.op_type in ("Add", "Sub", "Mul", "Div") and operands == 1
+        found[node.op_type] += binary or node.op_type in ("BatchNormalization", "Neg")
+    return +found
+
+
+# ---------------------------------------------------------------- folds
+
+
+@named(FOLDS)
+def test_affine_nodes_go(example: Example) -> None:
+    """A folds example loses every affine node but those it says it leaves, and gains no node."""
+    model = example.model()
+    folded = bnfold.fold(model, **example.options).model
+    assert affine_nodes(model) != Counter(example.leaves)
+    assert affine_nodes(folded) == Counter(example.leaves)
+    assert len(folded.graph.node) <= len(model.graph.node)
+
+
+@named(FOLDS)
+def test_outputs_stay(example: Example) -> None:
+    """A folds example keeps its outputs to the rounding of its weights, and runs in ONNX Runtime alike."""
+    model = example.model()
+    folded = bnfold.fold(model, **example.options).model
+    feeds = feeds_for(model, SIZES)
+    expected = outputs_of(model, truth(model, feeds))
+    assert error(expected, outputs_of(folded, truth(folded, feeds))) <= ROUNDING
+    if (by_runtime := onnx_runtime(model, feeds)) is not None:
+        assert error(expected, by_runtime) <= 4 * ROUNDING, "the truth itself is in doubt"
+        after = onnx_runtime(folded, feeds)
+        assert after is not None
+        assert error(expected, after) <= 4 * ROUNDING
+
+
+@named(FOLDS)
+def test_folded_is_valid(example: Example) -> None:
+    """A folded example passes ONNX's full check, and its inputs and outputs are what they were."""
+    model = example.model()
+    folded = bnfold.fold(model, **example.options).model
+    onnx.checker.check_model(folded, full_check=True)
+    assert list(folded.graph.output) == list(model.graph.output)
+    fed = feeds_for(model, SIZES)
+    signature = [value for value in model.graph.input if value.name in fed]
+    assert [value for value in folded.graph.input if value.name in fed] == signature
+    assert folded.opset_import == model.opset_import
+    assert folded.ir_version == model.ir_version
+
+
+# ---------------------------------------------------------------- refuses
+
+
+@named(REFUSES)
+def test_refused_is_untouched(example: Example) -> None:
+    """A refuses example comes back byte for byte, and the recorded reason is the one it names."""
+    model = example.model()
+    result = bnfold.fold(model, **example.options)
+    untouched = ir.serde.serialize_model(ir.serde.deserialize_model(model))
+    assert result.model.SerializeToString() == untouched.SerializeToString()
+    assert not result.report.changed
+    assert example.reason in set(reasons_of(result.report)) | set(read_reasons(model))
+
+
+def reasons_of(report: bnfold.Report) -> Iterator[Reason]:
+    for row in report.rows:
+        yield from (refusal.reason for refusal in row.refusals)
+
+
+def read_reasons(model: onnx.ModelProto) -> Iterator[Reason]:
+    """Why nodes are no maps: most such nodes are none anyway, and get no row."""
+    view = View(ir.serde.deserialize_model(model))
+    for node in view.nodes():
+        try:
+            view.read(node)
+        except Refused as refused:
+            yield refused.reason
+
+
+@named([example for example in REFUSES if example.reason not in NOT_SILENCED])
+def test_conditions_bear_load(example: Example) -> None:
+    """Without the condition a refuses example goes wrong: no model, an invalid one, or another output.
+
+    The output must be off by 5 % of its largest value for some size of its dynamic dimensions: what
+    is merely unproven is wrong for some input. A graph that grew is as bad.
+    """
+    model = example.model()
+    guards = {example.reason, *SECOND_GUARD.get(example.name, ())}
+    try:
+        with silenced(*guards), np.errstate(all="ignore"):
+            result = bnfold.fold(model, **example.options)
+    except (ValueError, ArithmeticError, IndexError):
+        return
+    assert result.report.changed, f"{example.reason} is silenced and {set(reasons_of(result.report))} refuse"
+    if len(result.model.graph.node) > len(model.graph.node):
+        return
+    assert max(error_at(model, result.model, size) for size in (1, 3, 6)) > 0.05
+
+
+def error_at(model: onnx.ModelProto, folded: onnx.ModelProto, size: int) -> float:
+    """How wrong a folded model is with every dynamic dimension of this size, every input overridden."""
+    feeds = feeds_for(model, dict.fromkeys([*SIZES, ""], size), overriding=True)
+    try:
+        expected = outputs_of(model, truth(model, feeds))
+    except ValueError:  # not a size the original can have
+        return 0.0
+    try:
+        known = {value.name for value in folded.graph.input}
+        fed = {name: feed for name, feed in feeds.items() if name in known}
+        return error(expected, outputs_of(folded, truth(folded, fed)))
+    except (ValueError, KeyError):
+        return np.inf
+
+
+# ---------------------------------------------------------------- completeness
+
+
+def examples_of(module: str) -> list[Example]:
+    return [example for example in EXAMPLES if example.build.__module__ == module]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_operators_have_examples(name: str) -> None:
+    """Every operator a file registers is in one of the file's examples that fold."""
+    shown = {
+        node.op_type
+        for example in examples_of(name)
+        if example.reason is None
+        for node in example.model().graph.node
+    }
+    assert {op for op, entry in registered().items() if entry.module == name} <= shown
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_reasons_have_examples(name: str) -> None:
+    """Every reason a file names is the reason of one of its examples."""
+    tree = ast.parse(inspect.getsource(import_module(name)))
+    mentioned = {
+        Reason[node.attr]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason"
+    }
+    assert mentioned <= {example.reason for example in examples_of(name)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_conditions_have_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every single ``require`` of a file is what one of the file's refuses examples fails."""
+    module = import_module(name)
+    if not hasattr(module, "require"):
+        return
+    failed = spied(module, monkeypatch)
+    for example in examples_of(name):
+        if example.reason is not None:
+            model = example.model()
+            list(read_reasons(model))
+            bnfold.fold(model, **example.options)
+    without = [
+        ast.unparse(call)
+        for call in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "require"
+        if not failed & set(range(call.lineno, (call.end_lineno or call.lineno) + 1))
+    ]
+    assert not without
+
+
+def spied(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The lines at which a module's conditions fail from now on."""
+    failed: set[int] = set()
+    real = module.require
+
+    def spy(condition: bool, reason: Reason) -> None:
+        if not condition:
+            failed.add(sys._getframe(1).f_lineno)
+        real(condition, reason)
+
+    monkeypatch.setattr(module, "require", spy)
+    return failed
+
+
+def test_example_names_are_unique() -> None:
+    """No example hides another of the same name."""
+    assert not [name for name, times in Counter(e.name for e in EXAMPLES).items() if times > 1]
+
+
+# ---------------------------------------------------------------- algebra
+
+
+@dataclass
+class Lone:
+    """One node of an example in a float64 model of its own.
+
+    Attributes:
+        model: the node; its constants are initializers.
+        data: what the other inputs hold, by the input's index.
+    """
+
+    model: onnx.ModelProto
+    data: dict[int, Array]
+
+    @property
+    def node(self) -> onnx.NodeProto:
+        """The node itself."""
+        return self.model.graph.node[0]
+
+    @property
+    def rule(self) -> Rule:
+        """The rule for its operator."""
+        return registered()[self.node.op_type].rule
+
+    @cached_property
+    def constants(self) -> dict[int, Array]:
+        """The values of its constant inputs."""
+        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+        return {i: stored[name] for i, name in enumerate(self.node.input) if name in stored}
+
+    @cached_property
+    def site(self) -> Site:
+        """The node as a rule sees it."""
+        view = View(ir.serde.deserialize_model(self.model))
+        return view.site(next(iter(view.nodes())))
+
+    @cached_property
+    def output(self) -> Array:
+        """What it computes of the values in the example."""
+        return self.run({})
+
+    def run(self, other: Mapping[int, Array]) -> Array:
+        """The node's output, some of its inputs having other values."""
+        feeds = {self.node.input[i]: array for i, array in {**self.data, **other}.items()}
+        return outputs_of(self.model, truth(self.model, feeds))[0]
+
+    def pull(self, out: Affine) -> list[Moved]:
+        """The rule's alternatives, none where it refuses."""
+        try:
+            moved = self.rule.pull(self.site, out)
+            return [moved] if isinstance(moved, Moved) else list(moved)
+        except Refused:
+            return []
+
+    def push(self, into: Mapping[int, Affine]) -> list[Moved]:
+        """What the rule makes of the maps that arrive, nothing where it refuses."""
+        try:
+            return [self.rule.push(self.site, Arriving(into))]
+        except Refused:
+            return []
+
+    def changed(self, moved: Moved) -> Lone:
+        """The node after what ``moved`` says of its constants and its operator."""
+        becomes = moved.becomes or Becomes(self.node.op_type, attributes_of(self.node))
+        edits = {i: edit for i, edit in moved.params.items() if i in self.constants or edit.shifts}
+        edited = {i: edit(self.constants.get(i, 0.0)) for i, edit in edits.items()}
+        return lone(becomes, self.node, self.data, {**self.constants, **edited}, self.model)
+
+
+def lone(
+    becomes: Becomes,
+    node: onnx.NodeProto,
+    data: dict[int, Array],
+    constants: dict[int, Array],
+    model: onnx.ModelProto,
+) -> Lone:
+    """A model of one node with these inputs."""
+    count = 1 + max((*data, *constants))
+    names = [f"input_{i}" if i in data or i in constants else "" for i in range(count)]
+    outputs = ["output", *(f"output_{i}" for i in range(1, len(node.output)))]
+    made = onnx.helper.make_node(becomes.op_type, names, outputs, **becomes.attributes)
+    graph = onnx.helper.make_graph(
+        [made],
+        "lone",
+        [onnx.helper.make_tensor_value_info(names[i], DOUBLE, array.shape) for i, array in data.items()],
+        [onnx.helper.make_tensor_value_info("output", DOUBLE, None)],
+        [numpy_helper.from_array(array, names[i]) for i, array in constants.items()],
+    )
+    return Lone(onnx.helper.make_model(graph, opset_imports=model.opset_import), data)
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+@cache
+def lone_nodes(example: str) -> list[Lone]:
+    """Every node of an example whose rule pulls or pushes, with the values that it sees there."""
+    model = widened(next(e for e in EXAMPLES if e.name == example).model())
+    values = truth(model, feeds_for(model, SIZES))
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if {"pull", "push"} & verbs_of(node.op_type):
+            given = {i: values[name] for i, name in enumerate(node.input) if name}
+            constants = {i: array for i, array in given.items() if node.input[i] in stored}
+            data = {i: array for i, array in given.items() if i not in constants}
+            found.append(lone(Becomes(node.op_type, attributes_of(node)), node, data, constants, model))
+    return found
+
+
+def verbs_of(op_type: str) -> set[str]:
+    """The verbs that an operator's rule defines."""
+    entry = registered().get(op_type)
+    verbs = ("read", "pull", "push")
+    return {verb for verb in verbs if entry and getattr(type(entry.rule), verb) is not getattr(Rule, verb)}
+
+
+def maps_for(shape: tuple[int, ...], seed: int = 0) -> list[Affine]:
+    """Maps of a tensor: for every axis, for none and for all; whole, scales alone and shifts alone.
+
+    Lists of the same shape correspond, whatever the seed.
+    """
+    random = np.random.default_rng(seed)
+    rank = len(shape)
+    per_axis = [(1,) * k + (size,) + (1,) * (rank - k - 1) for k, size in enumerate(shape) if size > 1]
+    maps = []
+    for sizes in [(), *per_axis, shape]:
+        scale, shift = random.normal(size=sizes), random.normal(size=sizes)
+        positive = random.uniform(0.5, 2.0, sizes)
+        maps += [Affine(scale, shift), Affine.of(scale), Affine.of(positive), Affine.of(1.0, shift)]
+    return maps
+
+
+def arrivals(node: Lone, seed: int = 0) -> list[dict[int, Affine]]:
+    """Maps in front of a node: at one of its inputs, and at all of them with the same scale."""
+    floats = [i for i, array in node.data.items() if array.dtype == np.float64]
+    single = [{i: affine} for i in floats for affine in maps_for(node.data[i].shape, seed)]
+    alike = [dict.fromkeys(floats, affine) for affine in maps_for((), seed)]
+    return single + alike
+
+
+def assert_close(got: Array, expected: Array, scale: float) -> None:
+    """Assert equality to the rounding of float64."""
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * scale)
+
+
+@named(FOLDS)
+def test_pull_is_an_equation(example: Example) -> None:
+    """Pull: out ∘ op = op′ ∘ rest, for every map that a rule takes behind any node of a folds example."""
+    for node in lone_nodes(example.name):
+        for out in maps_for(node.output.shape):
+            for moved in node.pull(out):
+                rest = {i: affine(node.data[i]) for i, affine in moved.inputs.items()}
+                got = moved.output(node.changed(moved).run(rest))
+                expected = out(node.output)
+                assert got.shape == expected.shape
+                assert_close(got, expected, largest([expected, got]))
+
+
+@named(FOLDS)
+def test_push_is_an_equation(example: Example) -> None:
+    """Push: op ∘ into = rest ∘ op′, for every map that a rule takes in front of any node."""
+    for node in lone_nodes(example.name):
+        for into in arrivals(node):
+            for moved in node.push(into):
+                expected = node.run({i: affine(node.data[i]) for i, affine in into.items()})
+                got = moved.output(node.changed(moved).output)
+                assert got.shape == expected.shape
+                assert_close(got, expected, largest([expected, got]))
+
+
+@named(FOLDS)
+def test_pull_composes(example: Example) -> None:
+    """Pulling f and then g is pulling g ∘ f: the same constants, the same rest."""
+    for node in lone_nodes(example.name):
+        shape = node.output.shape
+        for f, g in zip(maps_for(shape, 1), maps_for(shape, 2), strict=True):
+            whole = node.pull(g @ f)
+            for first in node.pull(f):
+                between = node.changed(first)
+                for second in between.pull(g @ first.output):
+                    rest = {i: second.inputs.get(i, IDENTITY) @ a for i, a in first.inputs.items()}
+                    after = between.changed(second)
+                    matches = [same(after, rest, second.output, node.changed(m), m) for m in whole]
+                    assert any(matches) or len(node.pull(f)) > 1
+
+
+@named(FOLDS)
+def test_push_composes(example: Example) -> None:
+    """Pushing f and then what stands before it, g, is pushing f ∘ g."""
+    for node in lone_nodes(example.name):
+        for f, g in zip(arrivals(node, 1), arrivals(node, 2), strict=True):
+            whole = node.push({i: f[i] @ g[i] for i in f})
+            for first in node.push(f):
+                between = node.changed(first)
+                for second in between.push(g):
+                    after = between.changed(second)
+                    rest = first.output @ second.output
+                    assert same(after, {}, rest, node.changed(whole[0]), whole[0])
+
+
+def same(node: Lone, inputs: Mapping[int, Affine], output: Affine, other: Lone, moved: Moved) -> bool:
+    """Whether two ways lead to the same constants and the same rest."""
+    pairs = [(output, moved.output), *((inputs[i], moved.inputs[i]) for i in moved.inputs)]
+    arrays = [(node.constants[i], array) for i, array in other.constants.items()]
+    arrays += [(a.scale, b.scale) for a, b in pairs] + [(a.shift, b.shift) for a, b in pairs]
+    alike = all(np.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in arrays)
+    return alike and node.node.op_type == other.node.op_type and set(inputs) == set(moved.inputs)
+
+
+@named(FOLDS)
+def test_identity_moves_nothing(example: Example) -> None:
+    """The identity leaves every constant as it is, and hands on identities alone."""
+    for node in lone_nodes(example.name):
+        arriving = dict.fromkeys(node.data, IDENTITY)
+        for moved in (*node.pull(IDENTITY), *node.push(arriving)):
+            assert moved.output.is_identity
+            assert all(affine.is_identity for affine in moved.inputs.values())
+            after = node.changed(moved)
+            np.testing.assert_allclose(after.output, node.output, rtol=1e-15)
+
+
+@named(EXAMPLES)
+def test_verbs_are_pure(example: Example) -> None:
+    """Asking a rule, whatever it answers, changes nothing in the model."""
+    model = ir.serde.deserialize_model(example.model())
+    before = ir.serde.serialize_model(model).SerializeToString()
+    view = View(model)
+    for node in view.nodes():
+        site = view.site(node)
+        for out in maps_for(tuple(d for d in view.facts.shape(node.outputs[0]) or () if isinstance(d, int))):
+            for ask in (rule_for(site).pull, rule_for(site).push):
+                with suppress(Refused, InvalidModelError):
+                    ask(site, out)
+    assert ir.serde.serialize_model(model).SerializeToString() == before
+
+
+def test_verbs_are_shown() -> None:
+    """Every verb that a rule defines takes some map other than the identity in some example."""
+    shown = set()
+    for example in FOLDS:
+        for node in lone_nodes(example.name):
+            if any(node.pull(out) for out in maps_for(node.output.shape)):
+                shown.add((node.node.op_type, "pull"))
+            if any(node.push(into) for into in arrivals(node)):
+                shown.add((node.node.op_type, "push"))
+    defined = {(op_type, verb) for op_type in registered() for verb in verbs_of(op_type) - {"read"}}
+    assert defined <= shown
