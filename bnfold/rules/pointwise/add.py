@@ -27,26 +27,27 @@ class Add(arithmetic.Add):
             yield Moved(inputs={i: out.onto(node.shape(i)) for i in range(2)})
             return
         scaled = [out.linear.onto(node.shape(i)) for i in range(2)]
-        whole = [_onto(out, node, i) for i in range(2)]
+        whole = [onto(out, node, i) for i in range(2)]
         require(whole != [None, None], Reason.MIXED_AXES)
         for i, affine in enumerate(whole):
             if affine is not None:
                 yield Moved(inputs={i: affine, 1 - i: scaled[1 - i]})
 
     def push(self, node: Site, into: Arriving) -> Moved:
-        a, b = (_aligned(into.at(i), node, i) for i in range(2))
+        a, b = (aligned(into.at(i), node, i) for i in range(2))
         require(a.linear.same(b.linear), Reason.BRANCHES_DIFFER)
         return Moved(output=Affine(a.scale, a.shift + b.shift))
 
 
-def _onto(affine: Affine, node: Site, index: int) -> Affine | None:
+def onto(affine: Affine, node: Site, index: int) -> Affine | None:
+    """The map for one operand, None where it broadcasts along what the map varies along."""
     try:
         return affine.onto(node.shape(index))
     except Refused:
         return None
 
 
-def _aligned(affine: Affine, node: Site, index: int) -> Affine:
+def aligned(affine: Affine, node: Site, index: int) -> Affine:
     """An operand's map with the rank of the sum; its sizes are the sum's, as no size 1 varies."""
     missing = len(node.out_shape()) - len(node.shape(index))
     return affine.rearranged(lambda array: array.reshape((1,) * missing + array.shape))

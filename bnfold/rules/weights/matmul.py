@@ -18,7 +18,6 @@ from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
 from bnfold.core.site import Site
 
-
 # Before this opset Gemm broadcasts its bias by an attribute.
 _GEMM_BROADCASTS = 7
 

@@ -1,0 +1,1 @@
+"""Operators that summarize a window, or an axis, of their input."""
