@@ -21,13 +21,16 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from bnfold.folding import FoldPass, FoldResult, fold
+    from bnfold.latency import BenchReport, bench
     from bnfold.report import Report
     from bnfold.verification import Verdict, verify
 
 # Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
 _HOME = {
+    "BenchReport": "bnfold.latency",
     "FoldPass": "bnfold.folding",
     "FoldResult": "bnfold.folding",
+    "bench": "bnfold.latency",
     "fold": "bnfold.folding",
     "Reason": "bnfold.core.reasons",
     "Report": "bnfold.report",
@@ -45,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BenchReport",
     "BnfoldError",
     "FoldPass",
     "FoldResult",
@@ -60,6 +64,7 @@ __all__ = [
     "Verdict",
     "VerificationError",
     "__version__",
+    "bench",
     "fold",
     "verify",
 ]

@@ -257,13 +257,24 @@ def test_wider_parameters(opset: int) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_rank_one(size: int) -> None:
-    """A vector is a batch of one channel for the operator; that rank is left alone."""
-    given = {"k": np.float32(2.0), **parameters(1)}
-    nodes = [helper.make_node("Mul", ["x", "k"], ["m"]), batch_norm("m", "y")]
-    result = bnfold.fold(model(nodes, (size,), given, 15))
-    assert [node.op_type for node in result.model.graph.node] == ["Mul", "BatchNormalization"]
+@pytest.mark.parametrize("behind", ["Unsqueeze", "Transpose", "Mul"])
+def test_rank_one(behind: str) -> None:
+    """A vector is a batch of one channel for the operator: a scalar map, wherever it goes."""
+    given = {"axes": np.array([0]), "w": np.ones((4, 3), np.float32), **parameters(1)}
+    nodes = [
+        helper.make_node("Mul", ["x", "gamma"], ["m"]),
+        batch_norm("m", "n", epsilon=EPSILON),
+        helper.make_node(behind, ["n", "gamma"] if behind == "Mul" else ["n"], ["k"])
+        if behind != "Unsqueeze"
+        else helper.make_node("Identity", ["n"], ["k"]),
+        helper.make_node("Unsqueeze", ["k", "axes"], ["u"]),
+        helper.make_node("Gemm", ["u", "w"], ["y"]),
+    ]
+    original = model(nodes, (4,), given, 15)
+    folded = bnfold.fold(original).model
+    x = np.random.default_rng(1).normal(size=4).astype(np.float32)
+    y = formula((x * given["gamma"])[:, None], given) * (given["gamma"] if behind == "Mul" else 1.0)
+    assert_equal(folded, x, y.T @ given["w"])
 
 
 def test_zero_channels_and_empty_batches() -> None:

@@ -99,9 +99,29 @@ def _crop(attributes, padded, sizes, strides):  # type: ignore[no-untyped-def]
     return (halves, rests) if mode == "SAME_UPPER" else (rests, halves)
 
 
+def _before_7(op_type: str, ufunc: np.ufunc) -> type[OpRun]:
+    """A binary operator that broadcasts by attributes, which onnx's evaluator does not know."""
+
+    def run(self, a, b, axis=None, broadcast=0, **_):  # type: ignore[no-untyped-def]
+        """Line up b with a from ``axis`` on, or with the last axes."""
+        if broadcast and axis is not None:
+            b = b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))
+        return (ufunc(a, b),)
+
+    return type(op_type, (OpRun,), {"_run": run})
+
+
+_BEFORE_7 = [
+    _before_7(name, ufunc)
+    for name, ufunc in {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}.items()
+]
+
+
 def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterable[type] = ()) -> Arrays:
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
-    evaluator = ReferenceEvaluator(widened(model), new_ops=[BatchNormalization, ConvTranspose, *new_ops])
+    old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
+    ops = [BatchNormalization, ConvTranspose, *old, *new_ops]
+    evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):
         values = evaluator.run(None, given, intermediate=True)

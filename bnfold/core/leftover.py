@@ -55,9 +55,9 @@ def _batch_norm(affine: Affine, value: ir.Value, facts: Facts) -> Leftover | Non
     shape = facts.shape(value)
     if facts.dtype(value) not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or shape is None:
         return None
-    if len(shape) < 3 or set(affine.sizes()) != {1}:
+    channels = shape[1] if len(shape) >= 3 else None
+    if not isinstance(channels, int) or set(affine.sizes()) - {1}:
         return None
-    channels = affine.sizes()[1]
     scale, shift = affine.along(1, channels)
     return Leftover(
         "BatchNormalization", (scale, shift, np.zeros(channels), np.ones(channels)), {"epsilon": 0.0}

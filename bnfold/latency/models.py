@@ -23,16 +23,18 @@ class Model:
     Attributes:
         label: what the report calls it.
         path: the file to load.
+        lasting: whether that file was there before, and will be.
         bytes: size of the file and of its external data.
     """
 
     label: str
     path: Path
     bytes: int
+    lasting: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {"label": self.label, "path": str(self.path), "bytes": self.bytes}
+        return {"label": self.label, "path": str(self.path) if self.lasting else None, "bytes": self.bytes}
 
 
 def gathered(given: Sequence[ModelLike], folder: Path) -> list[Model]:
@@ -43,11 +45,14 @@ def gathered(given: Sequence[ModelLike], folder: Path) -> list[Model]:
     """
     loaded = [_loaded(each, folder / f"model{index}.onnx") for index, each in enumerate(given)]
     labels = _labels([_name(each, index) for index, each in enumerate(given)])
-    models = [_model(label, path, model) for label, (path, model) in zip(labels, loaded, strict=True)]
+    models = [
+        _model(label, path, model, path.parent != folder)
+        for label, (path, model) in zip(labels, loaded, strict=True)
+    ]
     if len(models) == 1 and FoldPass()(loaded[0][1]).modified:
         path = folder / "folded.onnx"
         files.save(loaded[0][1], path)
-        models.append(_model(f"{labels[0]} (folded)", path, files.load(path)))
+        models.append(_model(f"{labels[0]} (folded)", path, files.load(path), False))
     return models
 
 
@@ -63,9 +68,10 @@ def _loaded(given: ModelLike, target: Path) -> tuple[Path, ir.Model]:
     return target, files.load(target)
 
 
-def _model(label: str, path: Path, model: ir.Model) -> Model:
+def _model(label: str, path: Path, model: ir.Model, lasting: bool) -> Model:
     external = {os.path.realpath(tensor.path) for tensor in files.external_tensors(model)}
-    return Model(label, path, path.stat().st_size + sum(os.path.getsize(each) for each in external))
+    size = path.stat().st_size + sum(os.path.getsize(each) for each in external)
+    return Model(label, path, size, lasting)
 
 
 def _name(given: ModelLike, index: int) -> str:

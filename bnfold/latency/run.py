@@ -135,9 +135,7 @@ class _Measurement:
             self.progress(1.0, "profiling" if profile else "measuring memory")
             operators = child.ask("profile")["operators"] if profile else None
         peaks = [self._peak(index) for index in range(len(self.labels))]
-        return Case(
-            self.batch, ready["shapes"], self.labels, planned, samples, stopped, peaks, operators
-        )
+        return Case(self.batch, ready["shapes"], self.labels, planned, samples, stopped, peaks, operators)
 
     def _prepare(self, child: Child) -> dict[str, Any]:
         npz = None if self.npz is None else str(self.npz)
@@ -178,7 +176,7 @@ def _npz(inputs: Inputs, target: Path) -> Path | None:
     if inputs is None:
         return None
     if not isinstance(inputs, (str, os.PathLike)):
-        np.savez(target, **{name: np.asarray(array) for name, array in inputs.items()})
+        np.savez(target, allow_pickle=False, **{name: np.asarray(array) for name, array in inputs.items()})
         return target
     if not Path(inputs).is_file():
         raise InputsError(f"{os.fspath(inputs)} does not exist; give an .npz with one array per input.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _RUNS = 3
 
 
 def answer(job: Job, say: Callable[[str], None], model: int) -> dict[str, Any]:
-    """Bytes by which loading a model and running it three times raises the peak, None where nobody counts them."""
+    """Bytes by which loading a model and running it raises the peak, None where nobody counts them."""
     runtime()
     feeds = kept_feeds(job)
     say(f"measuring the memory of {job['labels'][model]}")
@@ -30,18 +31,16 @@ def answer(job: Job, say: Callable[[str], None], model: int) -> dict[str, Any]:
 
 def _baseline() -> int | None:
     """The peak so far, brought down to what is in use now where the system allows it."""
-    try:
+    with suppress(OSError):
         _RESET.write_text("5")
-    except OSError:
-        pass
     return _peak()
 
 
 def _peak() -> int | None:
     """Peak resident size in bytes.
 
-    Not ``ru_maxrss`` where there is /proc: on Linux a process inherits that of the one that started it (measured: 417 MB
-    in an empty process started by one of 417 MB).
+    Not ``ru_maxrss`` where there is /proc: on Linux a process inherits that of the one that started it (measured:
+    417 MB in an empty process started by one of 417 MB).
     """
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)

@@ -1,10 +1,11 @@
-"""One session pair: fresh sessions of all models and of the first one again, measured in alternating blocks."""
+"""One session pair: fresh sessions of all models, and of the first again, measured in alternating blocks."""
 
 from __future__ import annotations
 
 import gc
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,7 +19,7 @@ Call = Callable[[], object]
 def answer(
     job: Job, say: Callable[[str], None], seed: str, runs: int, lead: int, blocks: int
 ) -> dict[str, Any]:
-    """Measure once; the last role is the control, another session of the first model. Times are in nanoseconds.
+    """Measure once, in nanoseconds; the last role is the control, another session of the first model.
 
     Sessions are created, and take their turns in each block, in an order drawn anew.
     """
@@ -53,7 +54,7 @@ def _block(run: Call, runs: int, lead: int) -> list[int]:
     for index in range(1, runs + 1):
         run()
         stamps[index] = perf_counter_ns()
-    return [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    return [after - before for before, after in pairwise(stamps)]
 
 
 def _fresh(job: Job, model: int, feeds: Feeds) -> tuple[int, Call]:

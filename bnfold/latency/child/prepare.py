@@ -106,7 +106,7 @@ def _first_runs(job: Job, index: int, feeds: Feeds, say: Callable[[str], None]) 
     session = open_session(job, index)
     load = perf_counter() - start
     attempt(job, index, session, feeds)
-    run, times = call(session, feeds), []
+    run, times = call(session, feeds), list[float]()
     while len(times) < 2 or (len(times) < 100 and sum(times) < 0.02):
         start = perf_counter()
         run()
