@@ -17,6 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from bnfold.core.constants import literal
 from bnfold.errors import InvalidModelError, OutputError, UnreadableModelError, UnsupportedModelError
 
 # Protobuf cannot hold 2 GiB; stay below it with room for the graph itself.
@@ -95,13 +96,17 @@ def _check_proto(proto: onnx.ModelProto, name: str) -> None:
 
 def _densified(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Replace sparse initializers, which onnx_ir would drop, by dense ones."""
-    if not any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+    sparse = (graph.sparse_initializer or any(_sparse_literals(graph)) for graph in _graphs(proto.graph))
+    if not any(sparse):
         return proto
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
     for graph in _graphs(copied.graph):
         graph.initializer.extend(_dense(sparse, name) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
+        for attribute in _sparse_literals(graph):
+            dense = _dense(attribute.sparse_tensor, name)
+            attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
     return copied
 
 
@@ -111,6 +116,14 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graphs(inner)
+
+
+def _sparse_literals(graph: onnx.GraphProto) -> Iterator[onnx.AttributeProto]:
+    """The values of Constant nodes that are written as sparse tensors."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
+                yield attribute
 
 
 def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
@@ -127,7 +140,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
             dense[tuple(indices.T)] = values
     except (IndexError, ValueError) as error:
         raise InvalidModelError(
-            f"{name} has a sparse initializer {sparse.values.name!r} with indices out of range; export it again."
+            f"{name} has a sparse initializer {sparse.values.name!r} with bad indices; export it again."
         ) from error
     return numpy_helper.from_array(dense, sparse.values.name)
 
@@ -181,9 +194,8 @@ def constant_bytes(model: ir.Model) -> int:
     for graph in model.graphs():
         total += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
         for node in graph:
-            tensor = node.attributes.get("value") if node.op_type == "Constant" else None
-            if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
-                total += tensor.value.nbytes
+            tensor = literal(node) if node.op_type == "Constant" else None
+            total += 0 if tensor is None else tensor.nbytes
     return total
 
 

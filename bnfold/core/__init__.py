@@ -1,1 +1,1 @@
-"""The machine that moves affine maps. It knows no operator: every operator's algebra is a file in ``rules``."""
+"""The machine that moves affine maps. It knows no operator: each one's algebra is a file in ``rules``."""

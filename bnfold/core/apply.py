@@ -1,4 +1,4 @@
-"""The one module that writes. It rounds once, refuses what cannot be stored, and edits no constant in place."""
+"""The one module that writes: it rounds once, refuses what cannot be stored, edits no constant in place."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ class Writer:
         for value, affine in {**plan.stays, **restated}.items():
             dtype = self.view.facts.dtype(value)
             left = leftover(affine, value, self.view.facts, self.view.opset)
-            assert left is not None and dtype is not None, "the planner checks this"
+            assert left is not None, "the planner checks this"
+            assert dtype is not None, "only floating-point maps are read"
             consts = [Const(array.shape, dtype, array) for array in left.constants]
             try:
                 yield value, Made(left, [(const, stored(const)) for const in consts])
@@ -176,7 +177,8 @@ class Writer:
     def _insert_behind(self, value: ir.Value, made: Made) -> ir.Node:
         """Put an affine node between a value and its readers; it takes over the value's name."""
         producer = value.producer()
-        assert producer is not None and isinstance(producer.graph, ir.Graph)
+        assert producer is not None
+        assert isinstance(producer.graph, ir.Graph)
         node = ir.Node(
             "",
             made.left.op_type,
@@ -221,7 +223,8 @@ class Writer:
         """Let the readers of an affine node read its data instead, and remove it."""
         index, _ = self.view.read(node)
         data, output = node.inputs[index], node.outputs[0]
-        assert data is not None and isinstance(node.graph, ir.Graph)
+        assert data is not None
+        assert isinstance(node.graph, ir.Graph)
         is_output = output.is_graph_output()
         self._loose.extend(value for value in node.inputs if value is not None)
         output.replace_all_uses_with(data, replace_graph_outputs=True)

@@ -16,13 +16,53 @@ from onnx.reference import ReferenceEvaluator
 from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.shapes import Facts, opset_of
+from bnfold.errors import InvalidModelError
 
 # Deterministic operators that exporters put between a stored constant and its reader.
 _GENERATORS = frozenset(
-    "Add Cast CastLike Concat Constant ConstantOfShape Div Equal Expand Flatten Gather Identity Mul "
-    "Neg Pow Range Reciprocal ReduceProd Reshape Shape Slice Sqrt Squeeze Sub Tile Transpose "
-    "Unsqueeze Where".split()
+    [
+        "Add",
+        "Cast",
+        "CastLike",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceProd",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
+
+# Before opset 7 these broadcast by attributes, which no evaluator of today does.
+_BROADCAST_BY_ATTRIBUTE = frozenset(["Add", "Div", "Equal", "Mul", "Pow", "Sub"])
+
+# The attributes in which a Constant node may hold its value; a tensor has a type of its own.
+_LITERALS = {
+    "value": None,
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+}
 
 # Longer chains of generators than this are not written by any exporter.
 _MAX_DEPTH = 200
@@ -121,7 +161,7 @@ class Constants:
             tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
             if tensor is None or tensor.dtype == ir.DataType.STRING:
                 raise Refused(Reason.NOT_CONSTANT)
-            self._known[value] = Const.stored(tensor)
+            self._known[value] = _read(value, tensor)
         return self._known[value]
 
     def _generate(self, value: ir.Value, depth: int) -> ir.TensorProtocol | None:
@@ -129,7 +169,9 @@ class Constants:
         if node is None or node.domain != "" or node.op_type not in _GENERATORS:
             return None
         if node.op_type == "Constant":
-            return ir.convenience.get_const_tensor(value)
+            return literal(node)
+        if node.op_type in _BROADCAST_BY_ATTRIBUTE and self.opset < 7:
+            return None
         if node.op_type == "Shape":
             return self._static_shape(node)
         if depth > _MAX_DEPTH or not self._is_bounded(value):
@@ -177,6 +219,24 @@ class Constants:
         except Exception:  # whatever the evaluator cannot do is left to the run time
             return None
         return ir.tensor(np.asarray(result))
+
+
+def literal(node: ir.Node) -> ir.TensorProtocol | None:
+    """The value of a Constant node; onnx_ir's own helper would name the tensor, which is the caller's."""
+    for name, dtype in _LITERALS.items():
+        if (attribute := node.attributes.get(name)) is not None and not attribute.is_ref():
+            value = attribute.value
+            return value if dtype is None else ir.tensor(np.array(value, dtype.numpy()), dtype)
+    return None
+
+
+def _read(value: ir.Value, tensor: ir.TensorProtocol) -> Const:
+    try:
+        return Const.stored(tensor)
+    except (ValueError, TypeError) as error:
+        raise InvalidModelError(
+            f"the data of constant {value.name!r} do not fit its type and shape; export the model again."
+        ) from error
 
 
 def _numpy(const: Const) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -14,6 +15,8 @@ Shape = tuple[Dim, ...]
 
 # Constants up to this size are shown to inference in full: shapes and axes live in them, weights do not.
 _SMALL_BYTES = 4096
+
+_FIRST_INFERRED = 6
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
@@ -64,10 +67,9 @@ def infer(model: ir.Model) -> Facts:
     An initializer that a caller may override contributes its type and shape but not its data.
     """
     facts, skeleton = Facts(), _skeleton(model)
-    try:
+    # onnx raises whatever its C++ side throws; what is known then are inputs and constants.
+    with suppress(Exception):
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception:  # onnx raises whatever its C++ side throws; what is left are inputs and constants
-        pass
     _learn(facts, model.graph, skeleton.graph)
     return facts
 
@@ -120,13 +122,13 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         else:
             graph.node.append(_undeclared(ir.serde.serialize_node(node)))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
+    # onnx has no inference for most first versions; what changed up to the sixth are not shapes.
+    opsets = {**model.graph.opset_imports, "": max(opset_of(model), _FIRST_INFERRED)}
+    opsets.pop("ai.onnx", None)
     return onnx.ModelProto(
         ir_version=10,
         graph=graph,
-        opset_import=[
-            onnx.helper.make_opsetid("" if domain == "ai.onnx" else domain, version)
-            for domain, version in model.graph.opset_imports.items()
-        ],
+        opset_import=[onnx.helper.make_opsetid(*opset) for opset in opsets.items()],
         functions=[ir.serde.serialize_function(function) for function in model.functions.values()],
     )
 

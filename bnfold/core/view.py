@@ -98,8 +98,9 @@ class View:
     def _read(self, node: ir.Node) -> tuple[int, Affine] | Reason:
         site = self.site(node)
         try:
-            index, affine = self.rule(site).read(site)
+            rule = self.rule(site)
             require(self.facts.is_float(node.outputs[0]), Reason.NOT_FLOAT)
+            index, affine = rule.read(site)
             require(self._chosen(name_of(node)), Reason.EXCLUDED)
         except Refused as refused:
             return refused.reason

@@ -88,6 +88,11 @@ def dropout_in_training(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.batch_norm(op.Dropout(y, op.const(0.5), op.const(True, dtype=int(ir.DataType.BOOL))))
 
 
+@refuses(Reason.DROPS, opset=6)
+def dropout_without_is_test(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.batch_norm(op.Dropout(op.Conv(x, op.weight(4, 3, 3, 3))), is_test=1)
+
+
 @refuses(Reason.ROUNDS)
 def cast_rounds(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Cast(op.Conv(x, op.weight(4, 3, 3, 3)), to=int(ir.DataType.INT32))

@@ -88,6 +88,12 @@ def operand_broadcasts(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (1, 1, 6, 
     return op.batch_norm(op.Add(op.Conv(x, op.weight(4, 3, 1, 1)), y))
 
 
+@refuses(Reason.MIXED_AXES)
+def both_broadcast(op: Graph, x: Input = (3, 2), y: Input = (1, 2)) -> Outputs:
+    rows, columns = op.Gemm(x, op.weight(2, 1)), op.Gemm(y, op.weight(2, 4))
+    return op.Add(op.Add(rows, columns), op.weight(3, 4))
+
+
 @refuses(Reason.BRANCHES_DIFFER)
 def other_scale_in_front(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (1, 3, 6, 6)) -> Outputs:
     return op.Conv(op.Add(op.batch_norm(x), y), op.weight(4, 3, 3, 3))

@@ -112,6 +112,11 @@ def constant_above(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.Div(op.weight(4, 1, 1), op.Conv(x, op.positive(4, 3, 3, 3)))
 
 
+@refuses(Reason.NOT_AFFINE)
+def two_tensors(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (1, 4, 4, 4)) -> Outputs:
+    return op.Div(op.Conv(x, op.weight(4, 3, 3, 3)), y)
+
+
 @refuses(Reason.OVERRIDABLE)
 def overridable_constant(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.Mul(op.Conv(x, op.weight(4, 3, 3, 3)), op.weight(4, 1, 1, overridable=True))
@@ -125,6 +130,11 @@ def division_by_zero(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 @refuses(Reason.BROADCASTS)
 def constant_enlarges(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.Add(op.Conv(x, op.weight(1, 3, 3, 3)), op.weight(4, 1, 1))
+
+
+@refuses(Reason.BROADCASTS)
+def constant_adds_an_axis(op: Graph, x: Input = (2, 3)) -> Outputs:
+    return op.Mul(op.Gemm(x, op.weight(3, 4)), op.weight(1, 1, 4))
 
 
 @refuses(Reason.UNKNOWN_SHAPE)

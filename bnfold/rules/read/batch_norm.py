@@ -14,6 +14,7 @@ from bnfold.core.affine import Affine, Array
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Rule, rule
+from bnfold.core.shapes import FLOATS
 from bnfold.core.site import Site
 from bnfold.errors import InvalidModelError
 
@@ -31,13 +32,15 @@ class BatchNorm(Rule):
         require(not extra, Reason.TRAINING_OUTPUTS)
         require(norm.attr("spatial", 1) == 1, Reason.SPATIAL_STATISTICS)
         rank = len(norm.shape(0))
-        gamma, beta, mean, variance = (norm.const(index).exact for index in range(1, 5))
+        stored = [norm.const(index) for index in range(1, 5)]
+        require(all(const.dtype in FLOATS for const in stored), Reason.NOT_FLOAT)
+        gamma, beta, mean, variance = (const.exact for const in stored)
         _check_lengths(norm, gamma, beta, mean, variance)
         spread = variance + float(norm.attr("epsilon", _EPSILON))
         require(bool(np.all(np.isfinite([gamma, beta, mean, spread]))), Reason.NOT_FINITE)
         require(bool(np.all(spread > 0)), Reason.BAD_VARIANCE)
         scale = gamma / np.sqrt(spread)
-        channels = (1, -1) + (1,) * (rank - 2)
+        channels = (1, -1) + (1,) * (rank - 2) if rank > 1 else ()
         return 0, Affine(scale.reshape(channels), (beta - scale * mean).reshape(channels))
 
 
@@ -48,7 +51,7 @@ def _is_inference(norm: Site) -> bool:
 
 
 def _check_lengths(norm: Site, *parameters: Array) -> None:
-    channels = norm.shape(0)[1] if len(norm.shape(0)) > 1 else None
+    channels = norm.shape(0)[1] if len(norm.shape(0)) > 1 else 1
     sizes = {parameter.shape for parameter in parameters}
     if len(sizes) != 1 or (isinstance(channels, int) and sizes != {(channels,)}):
         lengths = ", ".join(str(parameter.size) for parameter in parameters)
@@ -79,7 +82,7 @@ def default_epsilon(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 @refuses(Reason.TRAINING_MODE)
 def training_mode(op: Graph, x: Input = (2, 3, 6, 6)) -> Outputs:
     y = op.Conv(x, op.weight(4, 3, 3, 3))
-    return op.BatchNormalization(y, *(op.positive(4) for _ in range(4)), training_mode=1)
+    return op.BatchNormalization(y, *(op.positive(4) for _ in range(4)), training_mode=1, outputs=3)[0]
 
 
 @refuses(Reason.TRAINING_MODE, opset=6)

@@ -116,6 +116,11 @@ def along_the_rows(op: Graph, x: Input = (2, 4, 3)) -> Outputs:
     return op.Mul(op.MatMul(x, op.weight(3, 4)), op.weight(4, 1))
 
 
+@refuses(Reason.MIXED_AXES)
+def vector_has_no_columns(op: Graph, x: Input = (2, 3, 3)) -> Outputs:
+    return op.Mul(op.MatMul(x, op.weight(3)), op.weight(3))
+
+
 @refuses(Reason.COSTS_A_NODE)
 def shift_for_each_reader(op: Graph, x: Input = ("N", 5, 4)) -> Outputs:
     y = op.Add(op.Mul(op.Sigmoid(x), op.weight(4)), op.weight(4))

@@ -61,6 +61,12 @@ def negative_scale(op: Graph, x: Input = (1, 3, 8, 8)) -> Outputs:
     return op.Mul(y, op.const([[[1.0]], [[-1.0]]]))
 
 
+@refuses(Reason.NEGATIVE_SCALE)
+def positions_of_a_zero_scale(op: Graph, x: Input = (1, 3, 8, 8)) -> Outputs:
+    y, positions = op.MaxPool(op.Conv(x, op.weight(2, 3, 3, 3)), kernel_shape=[2, 2], outputs=2)
+    return op.Mul(y, op.const([[[1.0]], [[0.0]]])), positions
+
+
 @refuses(Reason.MIXED_AXES)
 def along_the_window(op: Graph, x: Input = (1, 3, 8, 8)) -> Outputs:
     y = op.MaxPool(op.Conv(x, op.weight(4, 3, 3, 3)), kernel_shape=[2, 2])
