@@ -40,6 +40,10 @@ class Facts:
         """Whether the value is known to hold one of the types bnfold computes in."""
         return self.dtypes.get(value) in FLOATS
 
+    def may_be_float(self, value: ir.Value) -> bool:
+        """Whether the value is not known to hold anything else."""
+        return self.dtypes.get(value) in (None, *FLOATS)
+
     def copy(self, source: ir.Value, target: ir.Value) -> None:
         """Let ``target`` have the shape and type of ``source``."""
         if source in self.shapes:

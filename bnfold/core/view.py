@@ -99,8 +99,10 @@ class View:
         site = self.site(node)
         try:
             rule = self.rule(site)
-            require(self.facts.is_float(node.outputs[0]), Reason.NOT_FLOAT)
+            # Integers are told first, so that no constant is evaluated for them.
+            require(self.facts.may_be_float(node.outputs[0]), Reason.NOT_FLOAT)
             index, affine = rule.read(site)
+            require(self.facts.is_float(site.input(index)), Reason.NOT_FLOAT)
             require(self._chosen(name_of(node)), Reason.EXCLUDED)
         except Refused as refused:
             return refused.reason
