@@ -17,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from bnfold.core.constants import literal
+from bnfold.core.evaluate import literal
 from bnfold.errors import InvalidModelError, OutputError, UnreadableModelError, UnsupportedModelError
 
 # Protobuf cannot hold 2 GiB; stay below it with room for the graph itself.

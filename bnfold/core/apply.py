@@ -230,7 +230,7 @@ class Writer:
         output.replace_all_uses_with(data, replace_graph_outputs=True)
         if takes_name and (is_output or not data.is_graph_output()) and data.producer() is not None:
             if is_output:
-                data.type, data.shape = output.type, output.shape
+                _declare_like(data, output)
             name, output.name = output.name, self._fresh("bypassed")
             data.name = name
         node.graph.remove(node, safe=True)
@@ -251,6 +251,13 @@ class Writer:
             candidate = f"{name}_{number}"
         self._names.add(candidate)
         return candidate
+
+
+def _declare_like(value: ir.Value, output: ir.Value) -> None:
+    """Let a graph output say of itself what the one before it said."""
+    value.type, value.shape, value.doc_string = output.type, output.shape, output.doc_string
+    value.metadata_props.clear()
+    value.metadata_props.update(output.metadata_props)
 
 
 def stored(const: Const) -> npt.NDArray[Any]:

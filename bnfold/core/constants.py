@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from bnfold.core.affine import IDENTITY, Affine, Array
+from bnfold.core.evaluate import evaluate, literal
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.shapes import Facts, opset_of
 from bnfold.errors import InvalidModelError
@@ -51,18 +50,6 @@ _GENERATORS = frozenset(
         "Where",
     ]
 )
-
-# Before opset 7 these broadcast by attributes, which no evaluator of today does.
-_BROADCAST_BY_ATTRIBUTE = frozenset(["Add", "Div", "Equal", "Mul", "Pow", "Sub"])
-
-# The attributes in which a Constant node may hold its value; a tensor has a type of its own.
-_LITERALS = {
-    "value": None,
-    "value_float": ir.DataType.FLOAT,
-    "value_floats": ir.DataType.FLOAT,
-    "value_int": ir.DataType.INT64,
-    "value_ints": ir.DataType.INT64,
-}
 
 # Longer chains of generators than this are not written by any exporter.
 _MAX_DEPTH = 200
@@ -114,8 +101,18 @@ class Const:
         return base if self.edit.is_identity else self.edit(base)
 
     def mapped(self, edit: Affine) -> Const:
-        """This constant with one more map folded in."""
-        shape = np.broadcast_shapes(self.shape, edit.scale.shape, edit.shift.shape)
+        """This constant with one more map folded in.
+
+        Raises:
+            InvalidModelError: the constant has not the shape that its layer says.
+        """
+        try:
+            shape = np.broadcast_shapes(self.shape, edit.scale.shape, edit.shift.shape)
+        except ValueError as error:
+            raise InvalidModelError(
+                f"a constant of shape {list(self.shape)} does not fit the layer it belongs to; "
+                "export the model again."
+            ) from error
         return Const(shape, self.dtype, self.base, edit @ self.edit)
 
 
@@ -170,8 +167,6 @@ class Constants:
             return None
         if node.op_type == "Constant":
             return literal(node)
-        if node.op_type in _BROADCAST_BY_ATTRIBUTE and self.opset < 7:
-            return None
         if node.op_type == "Shape":
             return self._static_shape(node)
         if depth > _MAX_DEPTH or not self._is_bounded(value):
@@ -204,30 +199,8 @@ class Constants:
         return 8 * prod(sizes) <= _MAX_BYTES
 
     def _evaluate(self, node: ir.Node, feeds: list[npt.NDArray[Any] | None]) -> ir.TensorProtocol | None:
-        proto = ir.serde.serialize_node(node)
-        fed = {name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None}
-        graph = onnx.helper.make_graph(
-            [proto],
-            "constant",
-            [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in fed],
-            [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
-        )
-        opset = onnx.helper.make_opsetid("", self.opset)
-        try:
-            evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
-            (result,) = evaluator.run(None, fed)
-        except Exception:  # whatever the evaluator cannot do is left to the run time
-            return None
-        return ir.tensor(np.asarray(result))
-
-
-def literal(node: ir.Node) -> ir.TensorProtocol | None:
-    """The value of a Constant node; onnx_ir's own helper would name the tensor, which is the caller's."""
-    for name, dtype in _LITERALS.items():
-        if (attribute := node.attributes.get(name)) is not None and not attribute.is_ref():
-            value = attribute.value
-            return value if dtype is None else ir.tensor(np.array(value, dtype.numpy()), dtype)
-    return None
+        result = evaluate(node, feeds, self.opset)
+        return None if result is None else ir.tensor(result)
 
 
 def _read(value: ir.Value, tensor: ir.TensorProtocol) -> Const:

@@ -25,7 +25,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.leftover import leftover, weight
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving, Becomes, Moved
-from bnfold.core.view import View
+from bnfold.core.view import View, readers_of
 
 # How often a walk may try another alternative before it takes the first one everywhere.
 _MAX_ATTEMPTS = 64
@@ -153,11 +153,11 @@ def merge(view: View, seed: ir.Node) -> Plan:
 
 def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
     value = node.outputs[0]
-    uses = list(value.uses())
-    if value.is_graph_output() or len(uses) != 1 or uses[0].node.graph is not node.graph:
+    uses = list(readers_of(value))
+    if value.is_graph_output() or len(uses) != 1 or uses[0][0].graph is not node.graph:
         return None
-    known = _affine(view, uses[0].node)
-    return None if known is None else (uses[0].node, known[1])
+    known = _affine(view, uses[0][0])
+    return None if known is None else (uses[0][0], known[1])
 
 
 def _can_rename(view: View, seed: ir.Node) -> bool:
@@ -235,7 +235,7 @@ class _Up:
     def _producer(self, value: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Node:
         """The node that must produce the changed tensor, after all that the graph may object."""
         node = value.producer()
-        others = [use.node for use in value.uses() if (use.node, use.idx) not in readers]
+        others = [node for node, index in readers_of(value) if (node, index) not in readers]
         with _at(node, value):
             require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
             require(value.graph is self.plan.seed.graph, Reason.SUBGRAPH)
@@ -322,7 +322,7 @@ class _Down:
 
     def spread(self, value: ir.Value, affine: Affine) -> None:
         """All readers of ``value`` now have to apply ``affine`` themselves."""
-        uses = list(value.uses())
+        uses = list(readers_of(value))
         with _at(value.producer(), value):
             require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
             require(bool(uses), Reason.NO_READER)

@@ -9,6 +9,9 @@ from itertools import count
 
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
+
+from bnfold.core.evaluate import evaluate, literal
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -17,6 +20,8 @@ Shape = tuple[Dim, ...]
 _SMALL_BYTES = 4096
 
 _FIRST_INFERRED = 6
+_INT64 = int(ir.DataType.INT64)
+_AXES_MAKERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
@@ -80,7 +85,7 @@ def infer(model: ir.Model) -> Facts:
 
 def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:
     """Take over what was inferred for a graph, and for the bodies of its nodes."""
-    types = {info.name: info.type for info in (*proto.input, *proto.output, *proto.value_info)}
+    types = {info.name: info.type for info in (*proto.output, *proto.value_info, *proto.input)}
     stored = {tensor.name: tensor for tensor in proto.initializer}
     values = (value for node in graph for value in node.outputs)
     for value in (*graph.inputs, *graph.initializers.values(), *values):
@@ -119,10 +124,13 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             _add_constant(graph, value.name or "", value.const_value, value in overridable)
+    integers = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT64}
     for node in model.graph:
-        tensor = node.attributes.get("value") if node.op_type == "Constant" else None
-        if tensor is not None and tensor.type == ir.AttributeType.TENSOR:
-            _add_constant(graph, node.outputs[0].name or "", tensor.value)
+        tensor = _axes(node, integers, opset_of(model))
+        if tensor is not None:
+            _add_constant(graph, node.outputs[0].name or "", tensor)
+            if tensor.dtype == ir.DataType.INT64 and tensor.nbytes <= _SMALL_BYTES:
+                integers[graph.initializer[-1].name] = graph.initializer[-1]
         else:
             graph.node.append(_undeclared(ir.serde.serialize_node(node)))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
@@ -146,6 +154,21 @@ def _add_constant(
     else:
         graph.initializer.append(ir.serde.serialize_tensor(tensor))
         graph.initializer[-1].name = name
+
+
+def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.TensorProtocol | None:
+    """The constant that a node makes, if it is a literal, or integers made from integers.
+
+    Inference itself follows axes and shapes through few operators; exporters write more.
+    """
+    if node.domain == "" and node.op_type == "Constant":
+        return literal(node)
+    names = [value.name or "" for value in node.inputs if value is not None]
+    if node.domain != "" or node.op_type not in _AXES_MAKERS or not names or not known.keys() >= set(names):
+        return None
+    feeds = [None if v is None else numpy_helper.to_array(known[v.name or ""]) for v in node.inputs]
+    result = evaluate(node, feeds, opset)
+    return None if result is None else ir.tensor(result)
 
 
 def _named(info: onnx.ValueInfoProto, names: Iterator[str]) -> onnx.ValueInfoProto:

@@ -114,6 +114,13 @@ class View:
         return _since(node.op_type, self.opset) if node.domain == "" else 0
 
 
+def readers_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Every use of a value; not those that ask only for its shape or type, which no map changes."""
+    for node, index in value.uses():
+        if node.op_type not in ("Shape", "Size") and (node.op_type, index) != ("CastLike", 1):
+            yield node, index
+
+
 def name_of(node: ir.Node) -> str:
     """The node's name, or its first output's where it has none."""
     return node.name or node.outputs[0].name or node.op_type

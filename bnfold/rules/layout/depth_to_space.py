@@ -99,6 +99,12 @@ def sources_differ(op: Graph, x: Input = (1, 8, 4, 4)) -> Outputs:
 
 
 @refuses(Reason.MIXED_AXES)
+def along_the_blocks(op: Graph, x: Input = (1, 2, 8, 8)) -> Outputs:
+    y = op.SpaceToDepth(op.Conv(x, op.weight(2, 2, 1, 1)), blocksize=2)
+    return op.Mul(y, op.weight(4))
+
+
+@refuses(Reason.MIXED_AXES)
 def along_the_positions(op: Graph, x: Input = (1, 2, 4, 4)) -> Outputs:
     y = op.DepthToSpace(op.Conv(x, op.weight(8, 2, 1, 1)), blocksize=2)
     return op.Mul(y, op.weight(8))

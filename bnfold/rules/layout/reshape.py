@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -87,7 +86,6 @@ class Squeeze(Regroup):
     def blocks(self, node: Site, before: Shape, after: Shape) -> list[Block]:
         axes = node.ints(1, "axes")
         if axes is None:
-            require(all(isinstance(size, int) for size in before), Reason.UNKNOWN_SHAPE)
             axes = [axis for axis, size in enumerate(before) if size == 1]
         return [block.turned() for block in _inserted(axes, len(before))]
 
@@ -173,7 +171,6 @@ def regroup(affine: Affine, blocks: list[Block], before: Shape, after: Shape) ->
             full[block.before[0]] = result[block.after[0]] = size
             continue
         sizes, new = _known(before, block.before), _known(after, block.after)
-        require(prod(sizes) == prod(new), Reason.UNKNOWN_SHAPE)
         for axis, size in zip(block.before, sizes, strict=True):
             full[axis] = size
         for axis, size in zip(block.after, new, strict=True):

@@ -60,6 +60,11 @@ def in_front(op: Graph, x: Input = (1, 6, 5, 3)) -> Outputs:
     return op.Conv(y, op.weight(4, 3, 3, 3))
 
 
+@refuses(Reason.UNKNOWN_SHAPE)
+def permutation_of_another_rank(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Transpose(op.batch_norm(op.Sigmoid(x)), perm=[0, 2, 1])
+
+
 @refuses(Reason.MIXED_AXES)
 def along_a_moved_axis(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Transpose(op.Conv(x, op.weight(4, 3, 3, 3)), perm=[0, 1, 3, 2])

@@ -26,7 +26,6 @@ class Arithmetic(Rule):
         require(not overridable, Reason.OVERRIDABLE)
         require(node.is_const(0) != node.is_const(1), Reason.NOT_AFFINE)
         data = int(node.is_const(0))
-        require(node.facts.is_float(node.input(data)), Reason.NOT_FLOAT)
         affine = self.map(node.const(1 - data).exact, data)
         require(bool(np.all(np.isfinite(affine.scale + affine.shift))), Reason.NOT_FINITE)
         return data, _broadcast(affine, node, data)

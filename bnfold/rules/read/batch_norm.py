@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.core.affine import Affine, Array
+from bnfold.core.affine import Affine
+from bnfold.core.constants import Const
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Rule, rule
@@ -33,9 +34,8 @@ class BatchNorm(Rule):
         require(norm.attr("spatial", 1) == 1, Reason.SPATIAL_STATISTICS)
         rank = len(norm.shape(0))
         stored = [norm.const(index) for index in range(1, 5)]
-        require(all(const.dtype in FLOATS for const in stored), Reason.NOT_FLOAT)
+        _check(norm, stored)
         gamma, beta, mean, variance = (const.exact for const in stored)
-        _check_lengths(norm, gamma, beta, mean, variance)
         spread = variance + float(norm.attr("epsilon", _EPSILON))
         require(bool(np.all(np.isfinite([gamma, beta, mean, spread]))), Reason.NOT_FINITE)
         require(bool(np.all(spread > 0)), Reason.BAD_VARIANCE)
@@ -50,16 +50,22 @@ def _is_inference(norm: Site) -> bool:
     return norm.attr("training_mode", 0) == 0
 
 
-def _check_lengths(norm: Site, *parameters: Array) -> None:
+def _check(norm: Site, parameters: list[Const]) -> None:
+    """Hold the parameters to what the specification says of them, as every runtime does."""
     channels = norm.shape(0)[1] if len(norm.shape(0)) > 1 else 1
-    sizes = {parameter.shape for parameter in parameters}
-    if len(sizes) != 1 or (isinstance(channels, int) and sizes != {(channels,)}):
-        lengths = ", ".join(str(parameter.size) for parameter in parameters)
-        raise InvalidModelError(
-            f"BatchNormalization {norm.node.name or norm.node.outputs[0].name!r} has scale, B, mean "
-            f"and var of {lengths} entries for {channels or 'unknown'} channels; "
-            "export the model again, no runtime can execute it."
-        )
+    shapes = {const.shape for const in parameters}
+    vectors = len(shapes) == 1 and all(const.rank == 1 for const in parameters)
+    if not vectors or (isinstance(channels, int) and shapes != {(channels,)}):
+        lengths = ", ".join(str(list(const.shape)) for const in parameters)
+        problem = f"of shapes {lengths} for {channels or 'unknown'} channels"
+    elif any(const.dtype not in FLOATS for const in parameters):
+        problem = f"of types {', '.join(const.dtype.name for const in parameters)}"
+    else:
+        return
+    raise InvalidModelError(
+        f"BatchNormalization {norm.node.name or norm.node.outputs[0].name!r} has scale, B, mean and var "
+        f"{problem}; export the model again, no runtime can execute it."
+    )
 
 
 @folds

@@ -1,0 +1,58 @@
+"""The value of one node: a literal, or computed by onnx's reference evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+# Before opset 7 these broadcast by attributes, which no evaluator of today does.
+_BROADCAST_BY_ATTRIBUTE = frozenset({"Add", "Div", "Equal", "Mul", "Pow", "Sub"})
+
+
+# The attributes in which a Constant node may hold its value; a tensor has a type of its own.
+_LITERALS = {
+    "value": None,
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+}
+
+
+def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int) -> npt.NDArray[Any] | None:
+    """The first output of a node for these inputs (None for an absent one).
+
+    Returns:
+        The value, or None where the evaluator cannot tell.
+    """
+    if node.op_type in _BROADCAST_BY_ATTRIBUTE and opset < 7:
+        return None
+    proto = ir.serde.serialize_node(node)
+    fed = {name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None}
+    graph = onnx.helper.make_graph(
+        [proto],
+        "constant",
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in fed],
+        [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        (result,) = ReferenceEvaluator(model).run(None, fed)
+    except Exception:  # whatever it raises, the value is left to the run time
+        return None
+    return np.asarray(result)
+
+
+def literal(node: ir.Node) -> ir.TensorProtocol | None:
+    """The value of a Constant node; onnx_ir's own helper would name the tensor, which is the caller's."""
+    for name, dtype in _LITERALS.items():
+        if (attribute := node.attributes.get(name)) is not None and not attribute.is_ref():
+            value = attribute.value
+            return value if dtype is None else ir.tensor(np.array(value, dtype.numpy()), dtype)
+    return None
