@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
@@ -18,7 +19,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from bnfold import files
 from bnfold.core.engine import Engine, Fold, Progress
 from bnfold.core.view import View, name_of
-from bnfold.errors import SelectionError, UnreadableModelError, VerificationError
+from bnfold.errors import InvalidModelError, SelectionError, UnreadableModelError, VerificationError
 from bnfold.report import Report
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class FoldPass(InPlacePass):
         self._check_selection(model)
         frozen = self.freeze_initializers and _freeze(model)
         engine = Engine(View(model, self._chosen(), self.portable), self.progress)
-        self.report, self.folds = engine.run(), engine.folds
+        # What overflows float64 is refused where it would be stored.
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            self.report, self.folds = engine.run(), engine.folds
         self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
@@ -164,13 +167,22 @@ def _to_ir(model: Any, base_dir: str | os.PathLike[str] | None) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         return files.from_proto(model, base_dir)
     if isinstance(model, ir.Model):
-        return model.clone()
+        return _clone(model)
     if isinstance(inner := getattr(model, "model", None), ir.Model):
-        return inner.clone()
+        return _clone(inner)
     raise UnreadableModelError(
         f"cannot fold a {type(model).__name__}; pass a path, an onnx.ModelProto, an onnx_ir.Model "
         "or a torch.onnx.ONNXProgram."
     )
+
+
+def _clone(model: ir.Model) -> ir.Model:
+    try:
+        return model.clone()
+    except (RuntimeError, ValueError) as error:
+        raise InvalidModelError(
+            "the onnx_ir.Model cannot be cloned; bring its nodes into topological order with graph.sort()."
+        ) from error
 
 
 def _like(given: Any, folded: ir.Model) -> Any:

@@ -41,7 +41,7 @@ class BatchNormalization(OpRun):
         if attributes.get("spatial") == 0:
             y = scale * (x - mean) / np.sqrt(var + epsilon) + bias
         else:
-            if _trains(opset, attributes):
+            if _trains(opset, attributes, sum(map(bool, self.onnx_node.output))):
                 axes = (0, *range(2, x.ndim))
                 mean, var = x.mean(axis=axes), x.var(axis=axes)
             channels = (part.reshape(-1, *tail) for part in (scale, bias, mean, var))
@@ -52,9 +52,11 @@ class BatchNormalization(OpRun):
         return (y, *given)[: len(self.onnx_node.output)]
 
 
-def _trains(opset: int, attributes: Mapping[str, Any]) -> bool:
+def _trains(opset: int, attributes: Mapping[str, Any], outputs: int) -> bool:
     if opset < 7:
         return not attributes.get("is_test")
+    if opset < 14:
+        return outputs > 1
     return bool(attributes.get("training_mode"))
 
 
@@ -99,6 +101,96 @@ def _crop(attributes, padded, sizes, strides):  # type: ignore[no-untyped-def]
     return (halves, rests) if mode == "SAME_UPPER" else (rests, halves)
 
 
+class Pool(OpRun):
+    """Pooling by its definition; onnx 1.23's own pads wrongly where pads are not symmetric."""
+
+    def _windows(self, x, padding, beyond, given):  # type: ignore[no-untyped-def]
+        """For every tap of the kernel, what each output position sees there."""
+        sizes, ones = x.shape[2:], [1] * (x.ndim - 2)
+        strides, dilations = given.get("strides") or ones, given.get("dilations") or ones
+        reach = [(k - 1) * d + 1 for k, d in zip(given["kernel_shape"], dilations, strict=True)]
+        begins, ends = _pads(given, sizes, strides, reach)
+        room = [sum(parts) for parts in zip(sizes, begins, ends, strict=True)]
+        counts = [
+            _count(w, r, s, bool(given.get("ceil_mode")), n + b)
+            for w, r, s, n, b in zip(room, reach, strides, sizes, begins, strict=True)
+        ]
+        needed = [(c - 1) * s + r for c, s, r in zip(counts, strides, reach, strict=True)]
+        more = [max(0, w - n) for w, n in zip(needed, room, strict=True)]
+        still = [(0, 0), (0, 0)]
+        x = np.pad(x, [*still, *zip(begins, ends, strict=True)], constant_values=padding)
+        x = np.pad(x, [*still, *((0, size) for size in more)], constant_values=beyond)
+        for tap in np.ndindex(*given["kernel_shape"]):
+            starts = [t * d for t, d in zip(tap, dilations, strict=True)]
+            spans = zip(starts, counts, strides, strict=True)
+            yield x[(..., *(slice(b, b + (n - 1) * s + 1, s) for b, n, s in spans))]
+
+
+def _pads(given, sizes, strides, reach):  # type: ignore[no-untyped-def]
+    """The padding at the begin and at the end of each axis."""
+    mode, rank = given.get("auto_pad") or "NOTSET", len(sizes)
+    if mode in ("NOTSET", "VALID"):
+        pads = (given.get("pads") if mode == "NOTSET" else None) or [0] * (2 * rank)
+        return pads[:rank], pads[rank:]
+    spans = zip(sizes, strides, reach, strict=True)
+    totals = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in spans]
+    small, large = [total // 2 for total in totals], [-(-total // 2) for total in totals]
+    return (small, large) if mode == "SAME_UPPER" else (large, small)
+
+
+def _count(room: int, reach: int, stride: int, ceil: bool, start: int) -> int:
+    """How many windows fit; with ``ceil`` one more, unless it would start behind ``start``."""
+    count = (-(-(room - reach) // stride) if ceil else (room - reach) // stride) + 1
+    return count - (ceil and (count - 1) * stride >= start)
+
+
+class MaxPool(Pool):
+    """The largest value of a window and, where asked for, its position in the whole tensor."""
+
+    def _run(self, x, **given):  # type: ignore[no-untyped-def]
+        """Padding never wins; of equal values the first one does."""
+        places = np.arange(x.size).reshape(x.shape)
+        windows = np.stack(list(self._windows(x, -np.inf, -np.inf, given)))
+        positions = np.stack(list(self._windows(places, -1, -1, given)))
+        first = windows.argmax(axis=0)[None]
+        found = [np.take_along_axis(part, first, axis=0)[0] for part in (windows, positions)]
+        return tuple(found[: len(self.onnx_node.output)])
+
+
+class AveragePool(Pool):
+    """The mean of a window."""
+
+    def _run(self, x, count_include_pad=0, **given):  # type: ignore[no-untyped-def]
+        """Padding counts as zeros, or does not count; what lies beyond it never does."""
+        counts = sum(self._windows(np.ones_like(x), count_include_pad or 0, 0.0, given))
+        return (sum(self._windows(x, 0.0, 0.0, given)) / counts,)
+
+
+class GlobalMaxPool(OpRun):
+    """The largest value of a channel; onnx 1.23's own takes images only."""
+
+    def _run(self, x):  # type: ignore[no-untyped-def]
+        """Reduce every axis but the first two."""
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class Unsqueeze(OpRun):
+    """New axes of size 1; onnx 1.23's own inserts axes counted from the end one after another."""
+
+    def _run(self, x, given=None, axes=None):  # type: ignore[no-untyped-def]
+        """Take the axes from the attribute or, from opset 13 on, from the input."""
+        return (np.expand_dims(x, tuple(int(axis) for axis in (axes if given is None else given))),)
+
+
+class Squeeze(OpRun):
+    """Axes of size 1 vanish; onnx 1.23's own drops axes counted from the end one after another."""
+
+    def _run(self, x, given=None, axes=None):  # type: ignore[no-untyped-def]
+        """Take the axes from the attribute or, from opset 13 on, from the input; all if there are none."""
+        chosen = axes if given is None else given
+        return (np.squeeze(x, None if chosen is None else tuple(int(axis) for axis in chosen)),)
+
+
 def _before_7(op_type: str, ufunc: np.ufunc) -> type[OpRun]:
     """A binary operator that broadcasts by attributes, which onnx's evaluator does not know."""
 
@@ -111,21 +203,66 @@ def _before_7(op_type: str, ufunc: np.ufunc) -> type[OpRun]:
     return type(op_type, (OpRun,), {"_run": run})
 
 
-_BEFORE_7 = [
-    _before_7(name, ufunc)
-    for name, ufunc in {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}.items()
-]
+class Dropout(OpRun):
+    """Dropout before opset 7, which drops unless ``is_test`` is set."""
+
+    def _run(self, x, is_test=0, ratio=0.5, **_):  # type: ignore[no-untyped-def]
+        """Keep each element with probability ``1 - ratio``, the same ones every time."""
+        ratio = 0.5 if ratio is None else ratio
+        kept = np.random.default_rng(0).random(x.shape) >= ratio
+        return (x if is_test else x * kept / (1 - ratio),)
+
+
+_UFUNCS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+_BEFORE_7 = [Dropout, *(_before_7(name, ufunc) for name, ufunc in _UFUNCS.items())]
 
 
 def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterable[type] = ()) -> Arrays:
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
-    ops = [BatchNormalization, ConvTranspose, *old, *new_ops]
+    ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
+    ops += [*old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):
         values = evaluator.run(None, given, intermediate=True)
     return {name: np.asarray(value) for name, value in values.items() if name and value is not None}
+
+
+# Half a unit in the last place of 1: what one rounding of a stored weight costs at most.
+UNIT = {
+    TensorProto.DOUBLE: 2.0**-53,
+    TensorProto.FLOAT: 2.0**-24,
+    TensorProto.FLOAT16: 2.0**-11,
+    TensorProto.BFLOAT16: 2.0**-8,
+}
+
+
+def differences(
+    original: ModelProto,
+    folded: ModelProto,
+    feeds: Mapping[str, Array],
+    new_ops: Iterable[type] = (),
+) -> list[str]:
+    """What differs between two models beyond the rounding of weights: outputs, and tensors of one name.
+
+    A tensor name that stands in both models has to denote the same value. Rounded weights may sum up
+    to some units of the largest magnitude in either model, times the layers and terms of a small graph.
+    """
+    before, after = truth(original, feeds, new_ops), truth(folded, feeds, new_ops)
+    missing = [output.name for output in original.graph.output if output.name not in after]
+    units = [UNIT[t.data_type] for t in original.graph.initializer if t.data_type in UNIT]
+    room = 500 * max(units, default=UNIT[TensorProto.FLOAT]) * largest([*before.values(), *after.values()])
+    found = [f"output {name} is gone" for name in missing]
+    for name in before.keys() & after.keys():
+        a, b = before[name], after[name]
+        if a.shape != b.shape:
+            found.append(f"{name} has shape {b.shape}, not {a.shape}")
+        elif a.dtype.kind == "f" and not np.allclose(a, b, rtol=0, atol=room, equal_nan=True):
+            found.append(f"{name} is off by {np.abs(a - b).max():.3g}, of which rounding explains {room:.3g}")
+        elif a.dtype.kind != "f" and not np.array_equal(a, b):
+            found.append(f"{name} differs")
+    return found
 
 
 def outputs_of(model: ModelProto, values: Arrays) -> list[NDArray[Any]]:

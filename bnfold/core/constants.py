@@ -124,6 +124,7 @@ class Constants:
     opset: int
     overridable: frozenset[ir.Value]
     _known: dict[ir.Value, Const] = field(default_factory=dict)
+    _refused: dict[ir.Value, Reason] = field(default_factory=dict)
 
     @classmethod
     def of_model(cls, model: ir.Model, facts: Facts) -> Constants:
@@ -154,12 +155,21 @@ class Constants:
 
     def _get(self, value: ir.Value, depth: int) -> Const:
         require(value not in self.overridable, Reason.OVERRIDABLE)
+        if value in self._refused:  # a walk asks again at every step
+            raise Refused(self._refused[value])
         if value not in self._known:
-            tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
-            if tensor is None or tensor.dtype == ir.DataType.STRING:
-                raise Refused(Reason.NOT_CONSTANT)
-            self._known[value] = _read(value, tensor)
+            try:
+                self._known[value] = _read(value, self._tensor(value, depth))
+            except Refused as refused:
+                self._refused[value] = refused.reason
+                raise
         return self._known[value]
+
+    def _tensor(self, value: ir.Value, depth: int) -> ir.TensorProtocol:
+        tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            raise Refused(Reason.NOT_CONSTANT)
+        return tensor
 
     def _generate(self, value: ir.Value, depth: int) -> ir.TensorProtocol | None:
         node = value.producer()

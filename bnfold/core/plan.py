@@ -27,8 +27,11 @@ from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving, Becomes, Moved
 from bnfold.core.view import View, readers_of
 
-# How often a walk may try another alternative before it takes the first one everywhere.
+# How many combinations of alternatives a walk may try.
 _MAX_ATTEMPTS = 64
+
+# Through how many layers without bias a shift is handed on in search of a home.
+_MAX_DEPTH = 20
 
 
 class Direction(Enum):
@@ -197,10 +200,28 @@ class _Up:
         self.view = view
         self.plan = plan
         self.wanted: dict[ir.Value, tuple[Affine, list[tuple[ir.Node, int]]]] = {}
-        self.attempts = 0
+        self.choice: tuple[ir.Node, ir.Value, Moved] | None = None
 
     def run(self) -> Plan:
+        """Follow the demands; where one cannot be met, try the latest alternative that is left.
+
+        The alternatives are on a stack of our own, so that no chain of sums is too deep.
+        """
+        walk: _Up = self
+        left: list[_Up] = []
+        for attempt in count(1):
+            try:
+                return walk._follow(left)
+            except Blocked:
+                if not left or attempt == _MAX_ATTEMPTS:
+                    raise
+                walk = left.pop()
+        raise AssertionError("the loop only ends above")
+
+    def _follow(self, left: list[_Up]) -> Plan:
         """Visit producers, last one first, until nothing is demanded any more."""
+        if self.choice is not None:
+            self._accept(*self.choice)
         while self.wanted:
             value = max(self.wanted, key=self._place)
             affine, readers = self.wanted.pop(value)
@@ -210,9 +231,7 @@ class _Up:
                     self.bypass(node, affine)
                 continue
             self._mark(value)
-            plan = self._pull(node, value, affine)
-            if plan is not None:
-                return plan
+            self._pull(node, value, affine, left)
         return self.plan
 
     def bypass(self, node: ir.Node, affine: Affine) -> None:
@@ -247,28 +266,20 @@ class _Up:
             require(value is node.outputs[0], Reason.OTHER_OPERAND)
         return node
 
-    def _pull(self, node: ir.Node, value: ir.Value, affine: Affine) -> Plan | None:
-        """Ask the rule; with alternatives, finish the walk for each until one succeeds."""
+    def _pull(self, node: ir.Node, value: ir.Value, affine: Affine, left: list[_Up]) -> None:
+        """Ask the rule; of several alternatives take the first, and leave the others for later."""
         with _at(node, value):
             site = self.view.site(node)
             moved = self.view.rule(site).pull(site, affine)
             choices = [moved] if isinstance(moved, Moved) else list(moved)
-        for choice in choices[:-1]:
-            self.attempts += 1
-            other = self._fork()
-            try:
-                other._accept(node, value, choice)
-                return other.run()
-            except Blocked:
-                if self.attempts > _MAX_ATTEMPTS:
-                    raise
-        self._accept(node, value, choices[-1])
-        return None
+        left.extend(self._fork((node, value, choice)) for choice in reversed(choices[1:]))
+        self._accept(node, value, choices[0])
 
-    def _fork(self) -> _Up:
+    def _fork(self, choice: tuple[ir.Node, ir.Value, Moved]) -> _Up:
+        """This walk as it stands, about to take another alternative."""
         other = _Up(self.view, self.plan.copy())
+        other.choice = choice
         other.wanted = {value: (f, list(readers)) for value, (f, readers) in self.wanted.items()}
-        other.attempts = self.attempts
         return other
 
     def _accept(self, node: ir.Node, value: ir.Value, moved: Moved) -> None:
@@ -297,10 +308,10 @@ class _Up:
 class _Down:
     """A walk towards the readers; ``arriving`` holds the maps at each node not yet visited."""
 
-    def __init__(self, view: View, plan: Plan, restates: bool = False) -> None:
+    def __init__(self, view: View, plan: Plan, depth: int = 0) -> None:
         self.view = view
         self.plan = plan
-        self.restates = restates
+        self.depth = depth
         self.arriving: dict[ir.Node, Arriving] = {}
         self._heap: list[tuple[float, int, ir.Node]] = []
         self._tick = count()
@@ -338,7 +349,7 @@ class _Down:
         with _at(node):
             affine = own @ maps.only(index)
         self.plan.path.append(node)
-        if self.restates and not own.scales:
+        if self.depth and not own.scales:
             self.plan.restated[node] = affine
         else:
             self.plan.bypassed.append(node)
@@ -363,11 +374,12 @@ class _Down:
 
         The search is a walk of its own: where it fails, only the shift stays.
         """
-        walk = _Down(self.view, Plan(self.plan.seed, Direction.DOWN), restates=True)
+        walk = _Down(self.view, Plan(self.plan.seed, Direction.DOWN), self.depth + 1)
         try:
+            require(walk.depth <= _MAX_DEPTH, Reason.COSTS_A_NODE)
             walk.spread(value, shift)
             found = walk.run()
-        except Blocked:
+        except (Blocked, Refused):
             self.plan.stays[value] = shift
             return
         if found.touched() & (self.plan.touched() | set(self.arriving)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -103,6 +104,8 @@ class View:
             require(self.facts.may_be_float(node.outputs[0]), Reason.NOT_FLOAT)
             index, affine = rule.read(site)
             require(self.facts.is_float(site.input(index)), Reason.NOT_FLOAT)
+            finite = np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()
+            require(bool(finite), Reason.NOT_FINITE)
             require(self._chosen(name_of(node)), Reason.EXCLUDED)
         except Refused as refused:
             return refused.reason

@@ -38,7 +38,7 @@ class Model:
 
 
 def gathered(given: Sequence[ModelLike], folder: Path) -> list[Model]:
-    """The models as files, and where only one is given, its fold too if it has one; ``folder`` takes what is written.
+    """The models as files, and where only one is given, its fold too; ``folder`` takes what is written.
 
     Raises:
         BnfoldError: a model cannot be read; the subclass and its text say why.

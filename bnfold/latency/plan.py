@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Short enough for neighbours to share the state of the machine, long above the resolution of its clock. At load 4 on two
-# cores 2 ms gave intervals half as wide as 5 ms in the same time: more blocks end before another process cuts in.
+# Short enough for neighbours to share the state of the machine, long above the resolution of its clock. At
+# load 4 on two cores 2 ms gave intervals half as wide as 5 ms in the same time: more blocks end before
+# another process cuts in.
 _BLOCK_SECONDS = 2e-3
 _TICKS = 1000
 # So many pairs make an interval of 7 order statistics; more blocks in fewer pairs would not make it narrower.
@@ -31,19 +33,17 @@ class Plan:
     blocks: int
 
 
-def plan(load: float, run: float, roles: int, seconds: float) -> Plan:
+def plan(loads: Sequence[float], times: Sequence[float], seconds: float) -> Plan:
     """Divide the budget so that at least 12 session pairs fit, if one block each does.
 
     Args:
-        load: seconds to create one session.
-        run: seconds of one run of the fastest model.
-        roles: sessions in a pair, the control included.
+        loads: seconds to create each session of a pair, the control's included.
+        times: seconds of a run of each.
         seconds: the whole budget.
     """
     shortest = max(_BLOCK_SECONDS, _TICKS * time.get_clock_info("perf_counter").resolution)
-    runs = max(1, math.ceil(shortest / run))
+    runs = max(1, math.ceil(shortest / min(times)))
     lead = 1 if runs > 1 else 0
-    fixed = roles * (load + max(WARM_RUNS * run, WARM_SECONDS))
-    block = roles * run * (runs + lead)
-    fitting = int((seconds / _PAIRS - fixed) / block)
+    fixed = sum(loads) + sum(max(WARM_RUNS * each, WARM_SECONDS) for each in times)
+    fitting = int((seconds / _PAIRS - fixed) / (sum(times) * (runs + lead)))
     return Plan(runs, lead, min(max(1, fitting), _MOST_BLOCKS))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,49 +13,14 @@ import numpy as np
 from .environment import Environment
 from .models import Model
 from .plan import Plan
-from .statistics import Array, Interval, median_ratio, pair_log_ratio, percentiles
+from .samples import Samples
+from .statistics import Interval, percentiles
 from .verdict import Comparison, Finding, numbers
 
 SCHEMA_VERSION = 1
 # Beyond this a difference of a few percent, which is what a fold is often about, cannot be seen.
 _NOISY = 1.03
 Operators = dict[str, dict[str, float]]
-
-
-@dataclass
-class Samples:
-    """Everything that was timed in one case, in seconds; the last role is the control.
-
-    Attributes:
-        loads: session creation, one row a session pair, one column a role.
-        blocks: median time of a run, for each session pair an array blocks × roles.
-        runs: for each role, the time of every single run.
-    """
-
-    loads: list[list[float]] = field(default_factory=list)
-    blocks: list[Array] = field(default_factory=list)
-    runs: list[list[float]] = field(default_factory=list)
-
-    def add(self, created: Sequence[int], blocks: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Add one session pair, timed in nanoseconds: of each session, and of blocks × roles × runs.
-
-        A block counts with its median run: another process then spoils a run or two, not the block. On two cores
-        with load 3 the interval came out 1.1 % wide instead of 3.6 % with the mean.
-        """
-        self.loads.append([each * 1e-9 for each in created])
-        self.blocks.append(np.array([[np.median(times) for times in block] for block in blocks]) * 1e-9)
-        self.runs = self.runs or [[] for _ in created]
-        for block in blocks:
-            for role, times in enumerate(block):
-                self.runs[role] += [each * 1e-9 for each in times]
-
-    def time(self, role: int) -> Interval:
-        """Time of a run over that of role 0."""
-        return median_ratio([pair_log_ratio(blocks, role) for blocks in self.blocks])
-
-    def load(self, role: int) -> Interval:
-        """Time to create a session over that of role 0."""
-        return median_ratio([float(np.log(pair[role] / pair[0])) for pair in self.loads])
 
 
 @dataclass(frozen=True)
@@ -64,6 +30,7 @@ class Case:
     Attributes:
         batch: the batch size asked for, None if none was.
         shapes: of the inputs, by name.
+        bound: whether inputs and outputs were bound, else every run makes new outputs.
         labels: of the models.
         plan: blocks and runs of each session pair.
         samples: all times.
@@ -74,6 +41,7 @@ class Case:
 
     batch: int | None
     shapes: dict[str, list[int]]
+    bound: bool
     labels: list[str]
     plan: Plan
     samples: Samples
@@ -112,6 +80,7 @@ class Case:
         return {
             "batch": self.batch,
             "inputs": self.shapes,
+            "io_binding": self.bound,
             "session_pairs": len(self.samples.blocks),
             "blocks_per_pair": self.plan.blocks,
             "runs_per_block": self.plan.runs,
@@ -171,6 +140,24 @@ class BenchReport:
             "environment": self.environment.to_dict(),
             "warnings": self.warnings,
         }
+
+    def markdown(self) -> str:
+        """As Markdown: verdicts first, then the tables, then how and where it was measured."""
+        from .show.tables import as_markdown
+
+        return as_markdown(self)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the distributions of block ratios and of run times into a .png or .svg file.
+
+        Raises:
+            OutputError: the file has another suffix, or cannot be written.
+            MissingDependencyError: matplotlib is not installed.
+        """
+        from .show.plot import check, draw
+
+        check(Path(path))
+        draw(self, Path(path))
 
 
 def _noisy(case: Case) -> str:

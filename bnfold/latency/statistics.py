@@ -1,9 +1,10 @@
 """The statistics of a comparison: no model, no clock, nothing but numbers.
 
 One session pair is one observation. Blocks within a pair share the sessions' place in memory, so they are not
-independent: their median is the pair's ratio, and the interval comes from the pairs alone. Under the null hypothesis
-the roles in a pair are exchangeable (the order is drawn), each pair is as likely above 1 as below, and the interval
-from order statistics holds whatever the distribution is (the sign test; David & Nagaraja, Order Statistics, 7.1).
+independent: their median is the pair's ratio, and the interval comes from the pairs alone. Under the null
+hypothesis the roles in a pair are exchangeable (the order is drawn), each pair is as likely above 1 as below,
+and the interval from order statistics holds whatever the distribution is (the sign test; David & Nagaraja,
+Order Statistics, 7.1).
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-# Looking at the width after every pair would stop on lucky narrow intervals: in simulation that covers 92 to 93 %
-# instead of 95. From 12 pairs on, each look half as many pairs again after the last, it covers 94 to 96 %.
+# Looking at the width after every pair would stop on lucky narrow intervals: in simulation that covers 92 to
+# 93 % instead of 95. From 12 pairs on, each look half as many pairs again after the last, it covers 94 to
+# 96 %.
 _FIRST_LOOK, _GROWTH = 12, 1.5
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The median of a ratio and where it lies with ``CONFIDENCE``; 0 to infinity where the sample is too small.
+    """The median of a ratio, and where it lies with ``CONFIDENCE``: 0 to infinity in too small a sample.
 
     Attributes:
         low: lower end of the interval.
@@ -74,7 +76,7 @@ class Word(Enum):
 
 @lru_cache(maxsize=4096)
 def ranks(count: int, fraction: float = 0.5) -> tuple[int, int] | None:
-    """The order statistics (from 0) that enclose a quantile with ``CONFIDENCE``; None if the sample is too small.
+    """The order statistics (from 0) that enclose a quantile with ``CONFIDENCE``; None if there are none.
 
     The same as ``scipy.stats.quantile_test(...).confidence_interval()``, without its cost per call.
     """
@@ -97,7 +99,7 @@ def median_ratio(logs: Sequence[float] | Array) -> Interval:
 
 
 def pair_log_ratio(blocks: Array, role: int) -> float:
-    """One session pair's observation: the median log-ratio of its blocks (blocks × roles, seconds) to role 0."""
+    """One session pair's observation: the median log-ratio to role 0 of blocks × roles, in seconds."""
     return float(np.median(np.log(blocks[:, role] / blocks[:, 0])))
 
 
@@ -112,8 +114,9 @@ def judge(ratio: Interval, control: Interval) -> Word:
 def percentiles(runs: Array) -> dict[float, float]:
     """The percentiles that a sample of run times supports.
 
-    The rule: a percentile is shown if its own interval of ``CONFIDENCE`` lies inside the sample, which takes 6 runs for
-    the median, 36 for p90, 72 for p95, 368 for p99 and 3688 for p99.9. Any less, and the next run could be anywhere.
+    The rule: a percentile is shown if its own interval of ``CONFIDENCE`` lies inside the sample, which takes
+    6 runs for the median, 36 for p90, 72 for p95, 368 for p99 and 3688 for p99.9. Any less, and the next run
+    could be anywhere.
     """
     shown = [each for each in PERCENTILES if ranks(len(runs), each / 100) is not None]
     return {each: float(np.quantile(runs, each / 100)) for each in shown}

@@ -67,7 +67,7 @@ class Comparison:
 
 
 def numbers(ratio: Interval) -> str:
-    """A ratio and its interval, with as many digits as it takes to tell its ends from 1."""
+    """A ratio and its interval, with enough digits to tell its ends from 1 and from each other."""
     if not ratio.known:
         return f"{ratio.estimate:.2f}× the time, no interval"
     digits = _digits(ratio)
@@ -93,6 +93,6 @@ def _fewest() -> int:
 
 
 def _digits(ratio: Interval) -> int:
-    ends = [end for end in (ratio.low, ratio.high) if end != 1]
-    enough = (n for n in range(2, 7) if all(round(end, n) != 1 for end in ends))
+    different = sorted({ratio.low, 1.0, ratio.high})
+    enough = (n for n in range(2, 6) if len({round(end, n) for end in different}) == len(different))
     return next(enough, 6)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .process import Job
-from .sessions import call, kept_feeds, open_session, runtime
+from .sessions import call, kept, open_session, runtime
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RUNS = 3
@@ -19,10 +19,10 @@ _RUNS = 3
 def answer(job: Job, say: Callable[[str], None], model: int) -> dict[str, Any]:
     """Bytes by which loading a model and running it raises the peak, None where nobody counts them."""
     runtime()
-    feeds = kept_feeds(job)
+    given = kept(job)
     say(f"measuring the memory of {job['labels'][model]}")
     before = _baseline()
-    run = call(open_session(job, model), feeds)
+    run = call(open_session(job, model), given)
     for _ in range(_RUNS):
         run()
     after = _peak()
@@ -39,8 +39,8 @@ def _baseline() -> int | None:
 def _peak() -> int | None:
     """Peak resident size in bytes.
 
-    Not ``ru_maxrss`` where there is /proc: on Linux a process inherits that of the one that started it (measured:
-    417 MB in an empty process started by one of 417 MB).
+    Not ``ru_maxrss`` where there is /proc: on Linux a process inherits that of the one that started it
+    (measured: 417 MB in an empty process started by one of 417 MB).
     """
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)

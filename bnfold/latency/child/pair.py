@@ -11,7 +11,7 @@ from typing import Any
 
 from ..plan import WARM_RUNS, WARM_SECONDS
 from .process import Job
-from .sessions import Feeds, call, kept_feeds, open_session
+from .sessions import Given, call, kept, open_session
 
 Call = Callable[[], object]
 
@@ -26,9 +26,9 @@ def answer(
     say(f"measuring {' and '.join(job['labels'])}")
     order = random.Random(seed)
     roles = [*range(len(job["paths"])), 0]
-    feeds, created, calls = kept_feeds(job), [0] * len(roles), {}
+    given, created, calls = kept(job), [0] * len(roles), {}
     for role in _shuffled(len(roles), order):
-        created[role], calls[role] = _fresh(job, roles[role], feeds)
+        created[role], calls[role] = _fresh(job, roles[role], given)
     for role in _shuffled(len(roles), order):
         _warm_up(calls[role])
     gc.collect()
@@ -57,10 +57,10 @@ def _block(run: Call, runs: int, lead: int) -> list[int]:
     return [after - before for before, after in pairwise(stamps)]
 
 
-def _fresh(job: Job, model: int, feeds: Feeds) -> tuple[int, Call]:
+def _fresh(job: Job, model: int, given: Given) -> tuple[int, Call]:
     start = perf_counter_ns()
     session = open_session(job, model)
-    return perf_counter_ns() - start, call(session, feeds)
+    return perf_counter_ns() - start, call(session, given)
 
 
 def _warm_up(run: Call) -> None:

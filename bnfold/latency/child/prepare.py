@@ -12,12 +12,11 @@ from typing import Any
 import onnx
 
 from bnfold.errors import InputsError
-from bnfold.verification.graph import required_inputs
+from bnfold.verification.engines import CannotRunError
 from bnfold.verification.inputs import Port, port, runnable, user_inputs
-from bnfold.verification.runtime import CannotRunError
 
 from .process import BenchError, Job
-from .sessions import Feeds, attempt, call, keep_feeds, open_session, runtime
+from .sessions import Feeds, Given, attempt, binds, call, keep, open_session, runtime
 
 
 def answer(
@@ -31,12 +30,14 @@ def answer(
     """Make the inputs, run every model once, and say how long loading and running takes, in seconds."""
     _check_providers(job)
     feeds = _feeds(job, say, inputs, batch, dim, seed)
-    keep_feeds(job, feeds)
-    timed = [_first_runs(job, index, feeds, say) for index in range(len(job["paths"]))]
+    opened = [_opened(job, index, feeds, say) for index in range(len(job["paths"]))]
+    given = Given(feeds, all(binds(session, feeds) for session, _ in opened))
+    keep(job, given)
     return {
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
-        "load": [load for load, _ in timed],
-        "run": [run for _, run in timed],
+        "bound": given.bound,
+        "load": [seconds for _, seconds in opened],
+        "run": [_seconds(call(session, given)) for session, _ in opened],
         "onnxruntime": runtime().__version__,
     }
 
@@ -51,19 +52,20 @@ def _feeds(
 ) -> Feeds:
     label = job["labels"][0]
     say(f"making inputs for {label}")
-    model = onnx.load(job["paths"][0], load_external_data=False)
+    graph = onnx.load(job["paths"][0], load_external_data=False).graph
+    session = open_session(job, 0)
+    required = {each.name for each in session.get_inputs()}
     try:
-        ports = [port(each) for each in required_inputs(model.graph)]
+        ports = [port(each) for each in graph.input if each.name in required]
         if inputs is not None:
             return user_inputs(ports, Path(inputs))
-        session = open_session(job, 0)
         return runnable(sized(ports, batch, dim, label), lambda feeds: _try(job, session, feeds), seed)[0]
     except CannotRunError as error:
         raise BenchError(f"{label} cannot be run: {error}.") from error
 
 
 def sized(ports: list[Port], batch: int | None, dim: Mapping[str, int], label: str) -> list[Port]:
-    """The ports with their open dimensions filled in: those that are named in ``dim``, then the first of each.
+    """The ports with open dimensions filled in: those named in ``dim``, then the first of each input.
 
     Raises:
         InputsError: ``dim`` names a dimension that the model does not have, or ``batch`` is asked of a model
@@ -99,19 +101,24 @@ def _try(job: Job, session: Any, feeds: Feeds) -> None:
         raise CannotRunError(str(error).rstrip(".")) from error
 
 
-def _first_runs(job: Job, index: int, feeds: Feeds, say: Callable[[str], None]) -> tuple[float, float]:
-    """Seconds to load a model and to run it, roughly: enough to plan with."""
+def _opened(job: Job, index: int, feeds: Feeds, say: Callable[[str], None]) -> tuple[Any, float]:
+    """A session that has run once, and the seconds it took to create."""
     say(f"running {job['labels'][index]}")
     start = perf_counter()
     session = open_session(job, index)
-    load = perf_counter() - start
+    seconds = perf_counter() - start
     attempt(job, index, session, feeds)
-    run, times = call(session, feeds), list[float]()
+    return session, seconds
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Seconds of a run, roughly: enough to plan with."""
+    times: list[float] = []
     while len(times) < 2 or (len(times) < 100 and sum(times) < 0.02):
         start = perf_counter()
         run()
         times.append(perf_counter() - start)
-    return load, median(times)
+    return median(times)
 
 
 def _check_providers(job: Job) -> None:

@@ -1,6 +1,7 @@
 """The parent's end: a child process that answers one request at a time, and whose crash is an answer too.
 
-While it measures, the parent waits; while the parent computes, it waits. Nothing but the standard library is needed.
+While it measures, the parent waits; while the parent computes, it waits. Nothing but the standard library is
+needed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 from bnfold import errors
 from bnfold.errors import BnfoldError
@@ -37,31 +39,16 @@ class Job(TypedDict):
 
 
 class Child:
-    """A child process for one job, to be used as a context manager."""
+    """The line to a child process, opened by ``child``."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, process: subprocess.Popen[str], stderr: IO[str]) -> None:
+        self._process, self._stderr = process, stderr
         self._doing = "starting"
-        self._stderr = TemporaryFile("w+", errors="replace")
-        paths = [os.path.abspath(path) for path in sys.path]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", f"{__package__}.worker"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
-        self._send(dict(job))
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
 
     def ask(self, task: str, **details: Any) -> dict[str, Any]:
         """Have the child do one thing.
@@ -69,7 +56,7 @@ class Child:
         Raises:
             BnfoldError: what the child raised, or ``BenchError`` if it crashed.
         """
-        self._send({"task": task, **details})
+        self.tell({"task": task, **details})
         assert self._process.stdout is not None
         for line in self._process.stdout:
             message = json.loads(line)
@@ -81,10 +68,11 @@ class Child:
             self._doing = message["doing"]
         raise BenchError(self._crash())
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send one line."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.write(json.dumps(dict(message)) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise BenchError(self._crash()) from None
@@ -98,6 +86,31 @@ class Child:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         hint = "; perhaps the memory was too small" if code == -9 else ""
         return f"ONNX Runtime crashed ({how}) when {self._doing}{hint}."
+
+
+@contextmanager
+def child(job: Job) -> Iterator[Child]:
+    """A child process for one job, for as long as the block lasts."""
+    paths = [os.path.abspath(path) for path in sys.path]
+    with (
+        TemporaryFile("w+", errors="replace") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", "-m", f"{__package__}.worker"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as process,
+    ):
+        try:
+            line = Child(process, stderr)
+            line.tell(job)
+            yield line
+        finally:
+            process.kill()
+            with suppress(BrokenPipeError):  # closing a pipe flushes what a crashed child has not read
+                process.communicate()
 
 
 def file_in(job: Job, name: str) -> Path:

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from .process import Job, file_in
-from .sessions import call, kept_feeds, open_session
+from .sessions import call, kept, open_session
 
 _SECONDS, _FEWEST, _MOST = 2.0, 10, 500
 _KERNEL = "_kernel_time"
@@ -20,9 +20,9 @@ _KERNEL = "_kernel_time"
 def answer(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     """Nodes and seconds by operator for each model, from runs that take turns."""
     say(f"profiling {' and '.join(job['labels'])}")
-    feeds, indices = kept_feeds(job), range(len(job["paths"]))
+    given, indices = kept(job), range(len(job["paths"]))
     sessions = [open_session(job, index, file_in(job, f"profile{index}")) for index in indices]
-    calls = [call(session, feeds) for session in sessions]
+    calls = [call(session, given) for session in sessions]
     start, runs = perf_counter(), 0
     while runs < _FEWEST or (runs < _MOST and perf_counter() - start < _SECONDS):
         for run in calls:
@@ -35,8 +35,8 @@ def answer(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
 def operator_times(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, dict[str, float]]:
     """Nodes and seconds per run by operator, from the events of a profile of so many runs.
 
-    A node's time is the median over its calls, so that warming up does not count; a node inside a Loop is called
-    several times a run. Durations of the events are in microseconds.
+    A node's time is the median over its calls, so that warming up does not count; a node inside a Loop is
+    called several times a run. Durations of the events are in microseconds.
     """
     calls: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:

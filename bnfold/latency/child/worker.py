@@ -1,7 +1,7 @@
-"""The child process: ``python -m <this module>``, one JSON request a line on stdin, one answer a line on stdout.
+"""The child process, ``python -m <this module>``: one JSON request a line on stdin, one answer on stdout.
 
-It answers ``{"answer": ...}``, or ``{"error": type, "text": ...}`` for an error of bnfold, and says ``{"doing": ...}``
-before whatever could crash.
+It answers ``{"answer": ...}``, or ``{"error": type, "text": ...}`` for an error of bnfold, and says
+``{"doing": ...}`` before whatever could crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from bnfold.errors import BnfoldError
 
-# Each task is the function ``answer`` of a module, imported when asked for: what measures memory loads no more than it must.
+# Each task is the function ``answer`` of a module, imported when asked for: what measures memory loads no
+# more than it must.
 _TASKS = ("prepare", "pair", "memory", "profile")
 
 

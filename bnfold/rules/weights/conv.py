@@ -15,6 +15,7 @@ from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Moved, Rule, rule
 from bnfold.core.site import Site
+from bnfold.errors import InvalidModelError
 
 
 @rule("Conv", versions={1, 11, 22})
@@ -30,6 +31,7 @@ class Conv(Rule):
         affine, groups = into.only(0), conv.attr("group", 1)
         weight = conv.const(1)
         filters, width = weight.shape[:2]
+        check_groups(conv, filters)
         scale, shift = affine.along(1, groups * width)
         per_filter = np.repeat(scale.reshape(groups, width), filters // groups, axis=0)
         edits = {1: Affine.of(_trail(per_filter, weight.rank))}
@@ -40,6 +42,15 @@ class Conv(Rule):
             total = np.einsum("gmc,gc->gm", grouped, shift.reshape(groups, width))
             edits[2] = Affine.of(1.0, total.reshape(-1))
         return Moved(edits)
+
+
+def check_groups(conv: Site, channels: int) -> None:
+    """An invalid model is named as such, rather than met as an odd number of weights."""
+    if channels % conv.attr("group", 1):
+        raise InvalidModelError(
+            f"{conv.node.op_type} {conv.node.name!r} has {channels} channels in "
+            f"{conv.attr('group', 1)} groups; export the model again, no runtime can execute it."
+        )
 
 
 def is_padded(conv: Site, kernel: tuple[int, ...]) -> bool:

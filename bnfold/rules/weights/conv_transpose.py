@@ -17,6 +17,7 @@ from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Moved, Rule, rule
 from bnfold.core.site import Site
+from bnfold.rules.weights.conv import check_groups
 
 
 @rule("ConvTranspose", versions={1, 11, 22})
@@ -26,6 +27,7 @@ class ConvTranspose(Rule):
     def pull(self, conv: Site, out: Affine) -> Moved:
         weight, groups = conv.const(1), conv.attr("group", 1)
         channels, width = weight.shape[:2]
+        check_groups(conv, channels)
         scale, shift = out.along(1, groups * width)
         per_channel = np.repeat(scale.reshape(groups, width), channels // groups, axis=0)
         spread = per_channel.reshape(per_channel.shape + (1,) * (weight.rank - 2))
@@ -35,6 +37,7 @@ class ConvTranspose(Rule):
         affine, groups = into.only(0), conv.attr("group", 1)
         weight = conv.const(1)
         channels, width = weight.shape[:2]
+        check_groups(conv, channels)
         scale, shift = affine.along(1, channels)
         edits = {1: Affine.of(scale.reshape((-1,) + (1,) * (weight.rank - 1)))}
         if np.any(shift):

@@ -1,0 +1,1 @@
+"""How a report looks: as lines and tables, and as a figure."""

@@ -1,0 +1,610 @@
+"""Every Hypothesis strategy of the tests.
+
+``random_model`` writes a random graph from any source of randomness: Hypothesis, or a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from bnfold.core.example import Graph
+
+# The only dynamic dimension, and its size when a model is run: that of other axes, to be mistaken for them.
+BATCH = {"N": 2}
+
+_DTYPES = [TensorProto.DOUBLE] * 6 + [TensorProto.FLOAT] * 3 + [TensorProto.FLOAT16]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value of the graph.
+
+    Attributes:
+        name: in the graph.
+        shape: when the model is run.
+        static: for every axis, whether its size stands in the model.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    static: tuple[bool, ...]
+
+    @property
+    def rank(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def is_image(self, rank: int = 3) -> bool:
+        """Whether the operators on windows apply: channels and positions known, and not too many."""
+        return self.rank >= rank and all(self.static[1:]) and prod(self.shape) < 2000
+
+
+class RandomGraph:
+    """Writes one random graph; every choice comes from ``random``."""
+
+    def __init__(self, random: random.Random) -> None:
+        self.random = random
+        self.opset = random.choice([7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 20, 21])
+        dtype = random.choice(_DTYPES)
+        self.op = Graph(self.opset, dtype)
+        self.dtype = dtype
+        self.ir_version = 3 if self.opset < 9 and self.maybe(0.3) else 8
+        self.values = np.random.default_rng(random.randrange(2**31))
+        self.tensors: list[Tensor] = []
+
+    def model(self) -> onnx.ModelProto:
+        """Write inputs, nodes, and outputs: whatever nothing reads, and some of the rest."""
+        for number in range(self.random.choice([1, 1, 2])):
+            self._input(f"x{number}")
+        inputs = len(self.tensors)
+        for _ in range(self.random.randint(2, 6 if self.dtype == TensorProto.FLOAT16 else 12)):
+            self._step(_DRAWN)
+        for _ in range(2):
+            self._step(_LAYERS)
+        while len(self.tensors) == inputs:
+            self._step(["Identity"])
+        made = self.tensors[inputs:]
+        ends = [tensor.name for tensor in made if self.is_end(tensor) or self.maybe(0.03)]
+        self.random.shuffle(ends)
+        return self.op.finish(ends, self.ir_version)
+
+    def is_end(self, tensor: Tensor) -> bool:
+        """Whether nothing reads a tensor yet."""
+        return not any(tensor.name in node.input for node in self.op.nodes)
+
+    # ------------------------------------------------------------ choices
+
+    def maybe(self, chance: float) -> bool:
+        """True that often."""
+        return self.random.random() < chance
+
+    def below(self, stop: int) -> int:
+        """A number from 0 on."""
+        return self.random.randrange(stop)
+
+    def axes(self, count: int, chance: float = 0.4) -> list[int]:
+        """Some of the axes."""
+        return [axis for axis in range(count) if self.maybe(chance)]
+
+    def pick(self) -> Tensor:
+        """A tensor: mostly one that nothing reads yet, so that graphs are chains with some branches."""
+        ends = [tensor for tensor in self.tensors if self.is_end(tensor)]
+        return self.random.choice(ends if ends and not self.maybe(0.15) else self.tensors)
+
+    # ------------------------------------------------------------ constants
+
+    def const(self, values: NDArray[np.float64]) -> str:
+        """A constant as exporters write it: stored, by a node, or through one."""
+        where = self.random.random()
+        if where < 0.08:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(self.dtype)
+            tensor = numpy_helper.from_array(np.asarray(values).astype(kind))
+            return str(self.op.Constant(value=tensor))
+        if where < 0.12:
+            return str(self.op.Identity(self.op.const(values)))
+        if where < 0.15 and values.ndim:
+            turned = np.asarray(values).transpose()
+            return str(self.op.Transpose(self.op.const(turned)))
+        return self.op.const(values, overridable=self.ir_version > 3 and where > 0.98)
+
+    def weight(self, *shape: int, summed: int) -> str:
+        """A weight that keeps the magnitude of what it sums ``summed`` terms of."""
+        return self.const(self.values.normal(0.0, 1.0, shape) / np.sqrt(summed))
+
+    def numbers(self, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Numbers for a scale or a shift: of both signs, positive, all alike, or with zeros and ones."""
+        kind = self.random.choice(["both", "both", "positive", "positive", "positive", "alike", "few"])
+        if kind == "both":
+            return self.values.uniform(0.5, 1.5, shape) * self.values.choice([-1.0, 1.0], shape)
+        if kind == "positive":
+            return self.values.uniform(0.5, 1.5, shape)
+        if kind == "alike":
+            return np.full(shape, self.random.choice([1.0, 0.5, -1.0, 0.0]))
+        return self.values.choice([0.0, 1.0, 2.0], shape)
+
+    def layout(self, x: Tensor, enlarge: float = 0.0) -> tuple[int, ...]:
+        """A shape that broadcasts with a tensor's, along any axes, of any rank up to its own.
+
+        On rare occasions along the dynamic axis, too, and with ``enlarge`` where the tensor has size 1.
+        """
+        axes = self.random.choice([[], [1], [1], [1], [x.rank - 1], [self.below(x.rank)], self.axes(x.rank)])
+        shape = [1] * x.rank
+        for axis, size in enumerate(x.shape):
+            if axis in axes and (x.static[axis] or self.maybe(0.1)):
+                shape[axis] = size
+            elif size == 1 and self.maybe(enlarge):
+                shape[axis] = 2
+        if shape == [1] * x.rank and self.maybe(0.5):
+            return ()
+        while len(shape) > 1 and shape[0] == 1 and self.maybe(0.6):
+            shape = shape[1:]
+        return tuple(shape)
+
+    # ------------------------------------------------------------ steps
+
+    def _input(self, name: str) -> None:
+        side = self.random.choice([2, 3])
+        kind = self.random.choice(["image", "image", "image", "rows", "rows", "tokens", "volume", "cube"])
+        shape = {
+            "image": (2, side, self.random.randint(4, 6), self.random.randint(4, 6)),
+            "rows": (2, side + 2),
+            "tokens": (2, side + 2, side),
+            "volume": (2, side, 3, 4, 3),
+            "cube": (side,) * 4,
+        }[kind]
+        dynamic = shape[0] == BATCH["N"] and self.maybe(0.5)
+        self.op.input(name, ("N", *shape[1:]) if dynamic else shape)
+        self.tensors.append(Tensor(name, shape, (not dynamic, *(True for _ in shape[1:]))))
+
+    def _step(self, drawn: Sequence[str]) -> None:
+        """Add a node, or a few times try to."""
+        for _ in range(4):
+            op_type = self.random.choice(drawn)
+            made = OPERATORS[op_type](self, op_type, self.pick())
+            if made is not None:
+                self.tensors.append(made)
+                return
+
+    def body(self, x: Tensor) -> onnx.GraphProto:
+        """A branch of an If: a few nodes on ``x`` that keep its shape."""
+        outer, self.op = self.op, Graph(self.opset, self.dtype)
+        self.op._count = outer._count
+        for op_type in self.random.choices(_IN_BODIES, k=self.random.randint(1, 4)):
+            made = OPERATORS[op_type](self, op_type, x)
+            x = x if made is None or (made.shape, made.static) != (x.shape, x.static) else made
+        x = self.node(x, "Identity", x.name)
+        inner, self.op = self.op, outer
+        outer._count = inner._count
+        info = onnx.helper.make_tensor_value_info(x.name, self.dtype, [None] * x.rank)
+        return onnx.helper.make_graph(inner.nodes, "body", [], [info], inner._initializers)
+
+    def node(self, like: Tensor, op_type: str, *inputs: str, **attributes: object) -> Tensor:
+        """A node whose output has the shape of ``like``."""
+        return Tensor(self.op.node(op_type, *inputs, **attributes), like.shape, like.static)
+
+
+Write = Callable[[RandomGraph, str, Tensor], Tensor | None]
+OPERATORS: dict[str, Write] = {}
+_DRAWN: list[str] = []
+_LAYERS = ["Conv", "Conv", "Gemm", "MatMul", "ConvTranspose"]
+
+
+def writes(*op_types: str, often: int = 1) -> Callable[[Write], Write]:
+    """Register how to write operators, drawn ``often``; None where one does not apply."""
+
+    def register(write: Write) -> Write:
+        for op_type in op_types:
+            OPERATORS[op_type] = write
+            _DRAWN.extend([op_type] * often)
+        return write
+
+    return register
+
+
+_IN_BODIES = ["BatchNormalization", "Mul", "Add", "Relu", "Neg", "Conv", "MatMul", "Transpose"]
+
+
+@writes("If")
+def _if(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    # Before IR version 4 a body could hold no initializers.
+    if g.ir_version < 4:
+        return None
+    condition = g.op.input(g.op._fresh("condition"), (), TensorProto.BOOL)
+    return g.node(x, op_type, condition, then_branch=g.body(x), else_branch=g.body(x))
+
+
+@writes("BatchNormalization", often=8)
+def _batch_norm(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if x.rank < 2 or not (x.static[1] or g.maybe(0.1)):
+        return None
+    count = x.shape[1]
+    plain = g.maybe(0.4)
+    shifts = [np.zeros(count) if plain else g.values.normal(size=count) for _ in range(2)]
+    statistics = [g.numbers((count,)), *shifts, g.values.uniform(0.5, 2.0, count)]
+    attributes = {} if g.maybe(0.2) else {"epsilon": 0.125}
+    return g.node(x, op_type, x.name, *(g.const(values) for values in statistics), **attributes)
+
+
+@writes("Mul", "Add", "Sub", "Div", often=3)
+def _arithmetic(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    other = _partner(g, x) if op_type != "Div" and g.maybe(0.3) else None
+    if other is not None:
+        names = [x.name, other.name]
+    else:
+        shape = g.layout(x, enlarge=0.03)
+        values = g.values.uniform(0.5, 2.0, shape) if op_type == "Div" else g.numbers(shape)
+        other = Tensor("", shape, (True,) * len(shape))
+        names = [x.name, g.const(values)]
+    if op_type != "Div" and g.maybe(0.4):
+        names.reverse()
+    rank = max(x.rank, other.rank)
+    shape = np.broadcast_shapes(x.shape, other.shape)
+    static = [
+        any(t.static[axis - rank] and t.shape[axis - rank] > 1 for t in (x, other) if axis >= rank - t.rank)
+        or all(t.static[axis - rank] for t in (x, other) if axis >= rank - t.rank)
+        for axis in range(rank)
+    ]
+    return Tensor(g.op.node(op_type, *names), shape, tuple(static))
+
+
+def _partner(g: RandomGraph, x: Tensor) -> Tensor | None:
+    """Another tensor, or the same, that broadcasts into ``x`` with nothing left to be seen at run time."""
+    fitting = [t for t in g.tensors if t.rank <= x.rank and all(_fits(t, x))]
+    return g.random.choice(fitting) if fitting else None
+
+
+def _fits(small: Tensor, x: Tensor) -> Iterator[bool]:
+    for axis in range(1, small.rank + 1):
+        same = small.shape[-axis] == x.shape[-axis] and small.static[-axis] == x.static[-axis]
+        yield same or (small.shape[-axis] == 1 and small.static[-axis])
+
+
+@writes("Relu", "LeakyRelu", "Identity", often=2)
+@writes("Sigmoid", "Neg", "Tanh")
+def _unary(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    attributes = {"alpha": g.random.choice([0.1, -0.5, 2.0])} if op_type == "LeakyRelu" else {}
+    return g.node(x, op_type, x.name, **attributes)
+
+
+@writes("PRelu", often=2)
+def _prelu(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    return g.node(x, op_type, x.name, g.const(g.numbers(g.layout(x))))
+
+
+@writes("Cast")
+def _cast(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if g.maybe(0.2):
+        other = TensorProto.FLOAT if g.dtype == TensorProto.DOUBLE else TensorProto.DOUBLE
+        x = g.node(x, op_type, x.name, to=other)
+    return g.node(x, op_type, x.name, to=g.dtype)
+
+
+@writes("Dropout")
+def _dropout(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    attributes = {"ratio": 0.25} if g.opset < 12 and g.maybe(0.5) else {}
+    if not g.maybe(0.2):
+        return g.node(x, op_type, x.name, **attributes)
+    name, _ = g.op.node(op_type, x.name, outputs=2, **attributes)
+    return Tensor(name, x.shape, x.static)
+
+
+@writes("Softmax")
+def _softmax(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    return g.node(x, op_type, x.name, axis=x.rank - 1)
+
+
+@writes("Conv", often=8)
+def _conv(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if not x.is_image():
+        return None
+    channels, sizes = x.shape[1], x.shape[2:]
+    groups = g.random.choice([1, 1, channels, *(n for n in (2, 3) if channels % n == 0)])
+    filters = groups * g.random.choice([1, 2]) if groups > 1 else g.random.choice([2, 3, channels])
+    window = _window(g, sizes)
+    if window is None:
+        return None
+    kernel, attributes, counts = window
+    width = channels // groups
+    weight = g.weight(filters, width, *kernel, summed=width * prod(kernel))
+    bias = g.random.choice([[], [""], [g.const(g.values.normal(size=filters))]])
+    name = g.op.node(op_type, x.name, weight, *bias, group=groups, **attributes)
+    return Tensor(name, (x.shape[0], filters, *counts), (x.static[0], True, *(True for _ in counts)))
+
+
+Window = tuple[list[int], dict[str, object], list[int]]
+
+
+def _window(g: RandomGraph, sizes: Sequence[int], dilate: bool = True) -> Window | None:
+    """A kernel, the attributes that place it, and how many positions it then has on each axis."""
+    rank = len(sizes)
+    kernel = [g.random.choice([1, 1, 2, 3]) for _ in sizes]
+    if g.maybe(0.3):
+        kernel = [1] * rank
+    strides = [g.random.choice([1, 1, 2]) for _ in sizes]
+    dilations = [g.random.choice([1, 1, 2]) if dilate else 1 for _ in sizes]
+    mode = g.random.choice(["NOTSET", "NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = [g.below(k) if g.maybe(0.4) else 0 for k in kernel + kernel]
+    attributes: dict[str, object] = {"strides": strides, "dilations": dilations}
+    if not dilate:
+        del attributes["dilations"]
+    if mode.startswith("SAME"):
+        counts = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
+        return kernel, {**attributes, "auto_pad": mode}, counts
+    if mode == "NOTSET":
+        attributes["pads"] = pads
+    else:
+        attributes["auto_pad"], pads = mode, [0] * (2 * rank)
+    room = [n + pads[i] + pads[i + rank] - reach[i] for i, n in enumerate(sizes)]
+    counts = [free // stride + 1 for free, stride in zip(room, strides, strict=True)]
+    return (kernel, attributes, counts) if min(room) >= 0 else None
+
+
+@writes("ConvTranspose", often=2)
+def _conv_transpose(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if not x.is_image():
+        return None
+    channels, sizes = x.shape[1], x.shape[2:]
+    groups = g.random.choice([1, 1, channels])
+    width = g.random.choice([1, 2, 3])
+    kernel = [g.random.choice([1, 2, 3]) for _ in sizes] if g.maybe(0.7) else [1] * len(sizes)
+    strides = [g.random.choice([1, 1, 2]) for _ in sizes]
+    extra = [g.below(s) for s in strides]
+    pads = [g.below(k) if g.maybe(0.3) else 0 for k in kernel]
+    grown = zip(sizes, strides, kernel, extra, pads, strict=True)
+    counts = [(n - 1) * s + k + e - 2 * p for n, s, k, e, p in grown]
+    if min(counts) < 1 or max(counts) > 9:
+        return None
+    weight = g.weight(channels, width, *kernel, summed=channels // groups * prod(kernel))
+    bias = g.random.choice([[], [""], [g.const(g.values.normal(size=groups * width))]])
+    attributes = {"group": groups, "strides": strides, "output_padding": extra, "pads": pads + pads}
+    name = g.op.node(op_type, x.name, weight, *bias, **attributes)
+    static = (x.static[0], True, *(True for _ in counts))
+    return Tensor(name, (x.shape[0], groups * width, *counts), static)
+
+
+@writes("Gemm", often=4)
+def _gemm(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if x.rank != 2:
+        return None
+    weight_first, turned, other = g.maybe(0.3), int(g.maybe(0.3)), int(g.maybe(0.5))
+    # The data are A: M × K, or K × M if transposed; or they are B: K × N, or N × K if transposed.
+    summed, free = (turned, 1 - turned) if weight_first else (1 - turned, turned)
+    if not x.static[summed]:
+        return None
+    size, count = x.shape[summed], g.random.choice([2, 3, x.shape[free]])
+    upright = (size, count) if weight_first == bool(other) else (count, size)
+    weight = g.weight(*upright, summed=size)
+    rows, columns = (count, x.shape[free]) if weight_first else (x.shape[free], count)
+    static = (True, x.static[free]) if weight_first else (x.static[free], True)
+    biases = [(), (1,), (columns,), (1, columns), (rows, 1), (rows, columns)]
+    fitting = [b for b in biases if all(n == 1 or static[axis - len(b)] for axis, n in enumerate(b))]
+    bias = [g.const(g.values.normal(size=g.random.choice(fitting)))]
+    if g.opset >= 11 and g.maybe(0.3):
+        bias = []
+    names = [weight, x.name] if weight_first else [x.name, weight]
+    trans = {"transA": other, "transB": turned} if weight_first else {"transA": turned, "transB": other}
+    scales = {"alpha": g.random.choice([1.0, 0.5]), "beta": g.random.choice([1.0, 1.0, 2.0, 0.0])}
+    return Tensor(g.op.node(op_type, *names, *bias, **trans, **scales), (rows, columns), static)
+
+
+@writes("MatMul", often=4)
+def _matmul(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if x.rank < 2:
+        return None
+    left, vector = g.maybe(0.3), g.maybe(0.05)
+    summed, free = (-2, -1) if left else (-1, -2)
+    if not x.static[summed]:
+        return None
+    size, count = x.shape[summed], g.random.choice([2, 3, x.shape[free]])
+    if vector:
+        names = [x.name, g.weight(size, summed=size)]
+        if left:
+            names.reverse()
+        shape, static = list(x.shape), list(x.static)
+        del shape[summed], static[summed]
+        return Tensor(g.op.node(op_type, *names), tuple(shape), tuple(static))
+    outer = zip(x.shape[:-2], x.static[:-2], strict=True)
+    stack = [n if known and g.maybe(0.5) else 1 for n, known in outer] if g.maybe(0.4) else []
+    stack = stack[g.below(len(stack) + 1) :]
+    weight = g.weight(*stack, *((count, size) if left else (size, count)), summed=size)
+    shape, static = list(x.shape), list(x.static)
+    shape[summed], static[summed] = count, True
+    names = [weight, x.name] if left else [x.name, weight]
+    return Tensor(g.op.node(op_type, *names), tuple(shape), tuple(static))
+
+
+@writes("Transpose", often=3)
+def _transpose(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    order = list(range(x.rank))
+    g.random.shuffle(order)
+    attributes = {"perm": order}
+    if g.maybe(0.1):
+        order, attributes = list(range(x.rank))[::-1], {}
+    shape, static = tuple(x.shape[axis] for axis in order), tuple(x.static[axis] for axis in order)
+    return Tensor(g.op.node(op_type, x.name, **attributes), shape, static)
+
+
+@writes("Reshape", often=4)
+def _reshape(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Merge neighbouring axes, split others."""
+    shape: list[int] = []
+    static: list[bool] = []
+    joins = False
+    for size, known in zip(x.shape, x.static, strict=True):
+        if joins:
+            shape[-1], static[-1] = shape[-1] * size, static[-1] and known
+        else:
+            shape.append(size)
+            static.append(known)
+        joins = g.maybe(0.3)
+    for axis in reversed(range(len(shape))):
+        factors = [n for n in range(2, shape[axis]) if shape[axis] % n == 0]
+        if static[axis] and factors and g.maybe(0.3):
+            factor = g.random.choice(factors)
+            shape[axis : axis + 1], static[axis : axis + 1] = [factor, shape[axis] // factor], [True, True]
+    unknown = [axis for axis, known in enumerate(static) if not known]
+    target = list(shape)
+    for axis in unknown:
+        alike = axis < x.rank and x.shape[: axis + 1] == tuple(shape[: axis + 1]) and not x.static[axis]
+        target[axis] = 0 if alike and g.maybe(0.5) else -1
+    if target.count(-1) > 1 or len(shape) > 5:
+        return None
+    if -1 not in target and g.maybe(0.3):
+        target[g.below(len(target))] = -1
+    return Tensor(g.op.node(op_type, x.name, g.op.ints(*target)), tuple(shape), tuple(static))
+
+
+@writes("Flatten")
+def _flatten(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    axis = g.random.choice([1, 1, g.below(x.rank + 1)])
+    shape = prod(x.shape[:axis]), prod(x.shape[axis:])
+    written = axis - x.rank if g.opset >= 11 and 0 < axis < x.rank and g.maybe(0.3) else axis
+    static = all(x.static[:axis]), all(x.static[axis:])
+    return Tensor(g.op.node(op_type, x.name, axis=written), shape, static)
+
+
+@writes("Squeeze", often=4)
+def _squeeze(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    ones = [axis for axis, (n, known) in enumerate(zip(x.shape, x.static, strict=True)) if n == 1 and known]
+    gone = ones if g.maybe(0.5) else [axis for axis in ones if g.maybe(0.5)]
+    if not gone or len(gone) == x.rank:
+        return None
+    shape = tuple(n for axis, n in enumerate(x.shape) if axis not in gone)
+    static = tuple(n for axis, n in enumerate(x.static) if axis not in gone)
+    if gone == ones and g.maybe(0.3):
+        return Tensor(g.op.node(op_type, x.name), shape, static)
+    return Tensor(_with_axes(g, op_type, x, gone, x.rank, 13), shape, static)
+
+
+@writes("Unsqueeze")
+def _unsqueeze(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if x.rank > 4:
+        return None
+    rank = x.rank + g.random.choice([1, 1, 2])
+    new = sorted(g.random.sample(range(rank), rank - x.rank))
+    shape, static = list(x.shape), list(x.static)
+    for axis in new:
+        shape.insert(axis, 1)
+        static.insert(axis, True)
+    return Tensor(_with_axes(g, op_type, x, new, rank, 13), tuple(shape), tuple(static))
+
+
+def _with_axes(
+    g: RandomGraph, op_type: str, x: Tensor, axes: list[int], rank: int, since: int, **more: object
+) -> str:
+    """A node whose axes are an attribute or, from an opset on, an input; some are counted from the end."""
+    written = [axis - rank if g.opset >= 11 and g.maybe(0.3) else axis for axis in axes]
+    if g.opset >= since:
+        return str(g.op.node(op_type, x.name, g.op.ints(*written), **more))
+    return str(g.op.node(op_type, x.name, axes=written, **more))
+
+
+@writes("ReduceMean", often=2)
+def _reduce_mean(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    axes = g.axes(x.rank) or [x.rank - 1]
+    keeps = g.maybe(0.5)
+    if len(axes) == x.rank and not keeps:
+        return None
+    pairs = [(1, True) if a in axes else (x.shape[a], x.static[a]) for a in range(x.rank)]
+    kept = [pair for axis, pair in enumerate(pairs) if keeps or axis not in axes]
+    name = _with_axes(g, op_type, x, axes, x.rank, 18, keepdims=int(keeps))
+    return Tensor(name, tuple(n for n, _ in kept), tuple(known for _, known in kept))
+
+
+@writes("GlobalAveragePool", "GlobalMaxPool")
+def _global_pool(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if not x.is_image():
+        return None
+    ones = (1,) * (x.rank - 2)
+    return Tensor(g.op.node(op_type, x.name), (*x.shape[:2], *ones), (*x.static[:2], *(True for _ in ones)))
+
+
+@writes("MaxPool", "AveragePool", often=2)
+def _pool(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    # onnx 1.23 and ONNX Runtime disagree on dilated kernels with automatic padding: none are dilated.
+    window = _window(g, x.shape[2:], dilate=False) if x.is_image() else None
+    if window is None:
+        return None
+    kernel, attributes, counts = window
+    if op_type == "AveragePool" and g.maybe(0.5):
+        attributes["count_include_pad"] = 1
+    name = g.op.node(op_type, x.name, kernel_shape=kernel, **attributes)
+    return Tensor(name, (*x.shape[:2], *counts), (*x.static[:2], *(True for _ in counts)))
+
+
+@writes("DepthToSpace", "SpaceToDepth")
+def _blocks(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if x.rank != 4 or not x.is_image():
+        return None
+    attributes = {"mode": "CRD"} if op_type == "DepthToSpace" and g.opset >= 11 and g.maybe(0.5) else {}
+    channels, *sizes = x.shape[1:]
+    if op_type == "SpaceToDepth":
+        if any(size % 2 for size in sizes):
+            return None
+        shape = (channels * 4, *(size // 2 for size in sizes))
+    else:
+        channels = g.random.choice([1, 2])
+        deep = g.op.Conv(x.name, g.weight(channels * 4, x.shape[1], 1, 1, summed=x.shape[1]))
+        x = Tensor(deep, x.shape, x.static)
+        shape = (channels, *(size * 2 for size in sizes))
+    name = g.op.node(op_type, x.name, blocksize=2, **attributes)
+    return Tensor(name, (x.shape[0], *shape), x.static)
+
+
+@writes("Pad", often=2)
+def _pad(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    mode = g.random.choice(["constant", "constant", "reflect", "edge"])
+    inner = range(2, x.rank) if g.maybe(0.8) else range(x.rank)
+    axes = [axis for axis in inner if g.maybe(0.6) and (x.shape[axis] > 1 or mode != "reflect")]
+    pads = [g.below(2) if i % x.rank in axes else 0 for i in range(2 * x.rank)]
+    value = g.random.choice([0.0, 0.0, 1.0])
+    shape = tuple(n + b + e for n, b, e in zip(x.shape, pads[: x.rank], pads[x.rank :], strict=True))
+    if g.opset < 11:
+        name = g.op.node(op_type, x.name, pads=pads, mode=mode, value=value)
+    else:
+        more = [g.const(np.asarray(value))] if value or g.maybe(0.3) else []
+        if g.opset >= 18 and g.maybe(0.4):
+            chosen = sorted({i % x.rank for i, size in enumerate(pads) if size}) or [0]
+            pads = [pads[axis] for axis in chosen] + [pads[axis + x.rank] for axis in chosen]
+            written = [axis - x.rank if g.maybe(0.3) else axis for axis in chosen]
+            more = [*(more or [""]), g.op.ints(*written)]
+        name = g.op.node(op_type, x.name, g.op.ints(*pads), *more, mode=mode)
+    return Tensor(name, shape, x.static)
+
+
+@writes("Concat", often=2)
+def _concat(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    axis = g.below(x.rank)
+    if prod(x.shape) > 1000:
+        return None
+    fitting = [t for t in g.tensors if t.rank == x.rank and _alike(t, x, axis)]
+    parts = [x, *(g.random.choice(fitting) for _ in range(g.random.choice([1, 1, 2])))]
+    g.random.shuffle(parts)
+    shape, static = list(x.shape), list(x.static)
+    shape[axis], static[axis] = sum(t.shape[axis] for t in parts), all(t.static[axis] for t in parts)
+    written = axis - x.rank if g.opset >= 11 and g.maybe(0.3) else axis
+    name = g.op.node(op_type, *(t.name for t in parts), axis=written)
+    return Tensor(name, tuple(shape), tuple(static))
+
+
+def _alike(t: Tensor, x: Tensor, but: int) -> bool:
+    axes = [axis for axis in range(x.rank) if axis != but]
+    return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)
+
+
+def random_model(random: random.Random) -> onnx.ModelProto:
+    """A random model; the same random numbers give the same one."""
+    return RandomGraph(random).model()
+
+
+models = st.randoms(use_true_random=False).map(random_model)

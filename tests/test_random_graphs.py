@@ -1,0 +1,71 @@
+"""Whatever graph is folded, the promises hold. ``benchmarks/fuzz.py`` tries many more of the same."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import BATCH, OPERATORS, models
+from truth import differences, feeds_for, graphs
+
+import bnfold
+from bnfold.core.rule import registered
+
+
+def broken_promises(model: onnx.ModelProto, portable: bool) -> list[str]:
+    """Fold a model and say in words what is wrong with the result: nothing, if all is well."""
+    result = bnfold.fold(model, portable=portable)
+    folded, report = result.model, result.report
+    broken = differences(model, folded, feeds_for(model, BATCH))
+    if list(folded.graph.output) != list(model.graph.output):
+        broken.append("the outputs are not what they were")
+    if signature(folded) != signature(model):
+        broken.append("the inputs are not what they were")
+    if count_nodes(folded) > count_nodes(model):
+        broken.append("there are more nodes than before")
+    if sum(report.nodes_after.values()) != count_nodes(folded):
+        broken.append("the report counts other nodes")
+    again = bnfold.fold(folded, portable=portable)
+    if again.report.changed:
+        moved = [(row.name, row.op_type, row.direction) for row in again.report.rows if row.status != "kept"]
+        broken.append(f"folding once more moves {moved}")
+    if is_valid(model) and not is_valid(folded):
+        broken.append("the folded model is invalid")
+    return broken
+
+
+def count_nodes(model: onnx.ModelProto) -> int:
+    return sum(len(graph.node) for graph in graphs(model.graph))
+
+
+def signature(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller has to give."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def is_valid(model: onnx.ModelProto) -> bool:
+    """Whether ONNX's full check passes; it asks for shapes that inference cannot always tell."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(model=models)
+@pytest.mark.parametrize("portable", [False, True], ids=["default", "portable"])
+def test_promises_hold(model: onnx.ModelProto, portable: bool) -> None:
+    """Outputs, and tensors that keep their name, keep their value; no node is added; all is done at once."""
+    assert not broken_promises(model, portable)
+
+
+def test_every_operator_is_drawn() -> None:
+    """The random graphs draw from every operator that has a rule."""
+    assert set(registered()) <= set(OPERATORS)
