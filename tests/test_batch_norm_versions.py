@@ -224,7 +224,7 @@ def test_momentum_is_of_training_only(opset: int) -> None:
 @pytest.mark.parametrize("lengths", [(3, 4, 4, 4), (4, 4, 4, 5), (1, 1, 1, 1), (5, 5, 5, 5)])
 @pytest.mark.parametrize("opset", OPSETS)
 def test_wrong_parameter_lengths(opset: int, lengths: Sequence[int]) -> None:
-    """Parameters that do not fit the channels, or each other, make the model invalid; the text names the node."""
+    """Parameters that do not fit the channels, or each other, are invalid; the text names the node."""
     constants = {name: np.ones(size, np.float32) for name, size in zip(PARAMETERS, lengths, strict=True)}
     constants["w"] = np.ones((4, 3, 1, 1), np.float32)
     nodes = [layer(4, "x", "c"), batch_norm("c", "y", **inference(opset))]

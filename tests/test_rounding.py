@@ -73,15 +73,15 @@ def _conv_transpose(groups: int) -> Callable[[Array], tuple[Array, Array]]:
 LAYERS = {
     "conv": Layer((4, 3, 3, 3), (1, 3, 5, 5), 4, lambda g, x, w, b: g.Conv(x, w, b), _conv(1)),
     "conv_grouped": Layer((4, 3, 3), (1, 6, 5), 4, lambda g, x, w, b: g.Conv(x, w, b, group=2), _conv(2)),
-    "depthwise": Layer(
-        (6, 1, 3, 3), (1, 3, 5, 5), 6, lambda g, x, w, b: g.Conv(x, w, b, group=3), _conv(3)
-    ),
+    "depthwise": Layer((6, 1, 3, 3), (1, 3, 5, 5), 6, lambda g, x, w, b: g.Conv(x, w, b, group=3), _conv(3)),
     "conv_transpose": Layer(
-        (4, 3, 1, 1), (1, 4, 5, 5), 6, lambda g, x, w, b: g.ConvTranspose(x, w, b, group=2), _conv_transpose(2)
+        (4, 3, 1, 1),
+        (1, 4, 5, 5),
+        6,
+        lambda g, x, w, b: g.ConvTranspose(x, w, b, group=2),
+        _conv_transpose(2),
     ),
-    "gemm": Layer(
-        (5, 4), (2, 4), 5, lambda g, x, w, b: g.Gemm(x, w, b, transB=1), lambda i: (i[0], i[1])
-    ),
+    "gemm": Layer((5, 4), (2, 4), 5, lambda g, x, w, b: g.Gemm(x, w, b, transB=1), lambda i: (i[0], i[1])),
     "matmul": Layer((4, 5), (2, 4), 5, lambda g, x, w, b: g.MatMul(x, w), lambda i: (i[1], i[0])),
 }
 HOLDERS = {"conv": "Conv", "conv_grouped": "Conv", "depthwise": "Conv", "conv_transpose": "ConvTranspose"}
@@ -97,11 +97,13 @@ class Affine:
 
     @classmethod
     def none(cls, channels: int) -> Affine:
+        """The identity."""
         one, zero = np.full(channels, Decimal(1)), np.full(channels, Decimal(0))
         return cls(one, zero, zero)
 
     @classmethod
     def of(cls, node: onnx.NodeProto, stored: dict[str, Array]) -> Affine:
+        """The map of a batch norm."""
         gamma, beta, mean, variance = (exact(stored[name]) for name in node.input[1:])
         epsilon = next(Decimal(item.f) for item in node.attribute if item.name == "epsilon")
         scale = gamma / np.array([(each + epsilon).sqrt() for each in variance])
@@ -142,8 +144,10 @@ def batch_norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_rounded_once(kind: str, dtype: str, where: str) -> None:
-    """Every weight is the exact product rounded once, every bias within 1 ulp of its terms, also where
-    a layer takes one batch norm from either side (computed in float64: 4 ulp where that is the type)."""
+    """Every weight is the exact product rounded once, every bias within 1 ulp of its terms.
+
+    So it is, too, where a layer takes one batch norm from either side. Float64 is computed in itself: 4 ulp.
+    """
     layer, seed = LAYERS[kind], len(kind) + len(where)
     g = graph(dtype, seed)
     x = g.input("x", layer.x)
@@ -389,7 +393,7 @@ def test_extreme_statistics_are_exact(given: dict[str, Any]) -> None:
 
 
 def test_epsilon_is_the_stored_float() -> None:
-    """Epsilon counts as the float32 the attribute holds, and as the float32 nearest 1e-5 where it is absent."""
+    """Epsilon is the float32 that the attribute holds, and the float32 nearest 1e-5 where it is absent."""
     tiny = [1e-9, 2e-5]
     with_epsilon = conv_norm("float64", [[1.0], [1.0]], variance=tiny, epsilon=1e-5)
     without = onnx.ModelProto()

@@ -24,10 +24,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold import errors
-from bnfold.verify import Status, Verdict, runner, verify, worker
-from bnfold.verify.compare import pieces
-from bnfold.verify.compare.gap import gap, ulp_at
-from bnfold.verify.engines.reference import EXACT_FROM, Reference
+from bnfold.verification import Status, Verdict, runner, verify, worker
+from bnfold.verification.compare import pieces
+from bnfold.verification.compare.gap import gap, ulp_at
+from bnfold.verification.engines.reference import EXACT_FROM, Reference
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -1148,7 +1148,7 @@ def test_the_child_gives_the_answer_of_this_process(
 
 @pytest.mark.usefixtures("child")
 def test_importing_the_package_imports_no_runtime() -> None:
-    """``import bnfold.verify`` costs nothing: numpy, onnx and ONNX Runtime wait for the child."""
-    code = "import sys, bnfold.verify; print({'numpy', 'onnx', 'onnxruntime', 'onnx_ir'} & set(sys.modules))"
+    """``import bnfold.verification`` costs nothing: numpy, onnx and ONNX Runtime wait for the child."""
+    code = "import sys, bnfold.verification; print({'numpy', 'onnx', 'onnxruntime', 'onnx_ir'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

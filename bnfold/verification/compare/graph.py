@@ -1,31 +1,30 @@
-"""What verification reads from two ONNX graphs, and the few ways in which it rewrites copies of them in memory."""
+"""What a comparison reads from two ONNX graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
 import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from bnfold.errors import UnreadableModelError
 
 # Operators that sum many products or elements, so that a different order of rounding shows.
-_SUMS = frozenset(
-    "Conv ConvTranspose Gemm MatMul Einsum DeformConv Attention LSTM GRU RNN AveragePool GlobalAveragePool LpPool LRN "
-    "GlobalLpPool ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd CumSum "
-    "Softmax LogSoftmax InstanceNormalization LayerNormalization GroupNormalization RMSNormalization "
-    "LpNormalization MeanVarianceNormalization DFT STFT GridSample Resize Upsample".split()
-)
+_SUMMING = """
+    Conv ConvTranspose DeformConv Gemm MatMul Einsum Attention LSTM GRU RNN AveragePool GlobalAveragePool
+    LpPool GlobalLpPool LRN CumSum DFT STFT ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceProd
+    ReduceLogSum ReduceLogSumExp Softmax LogSoftmax InstanceNormalization LayerNormalization
+    GroupNormalization RMSNormalization LpNormalization MeanVarianceNormalization GridSample Resize Upsample
+"""
 # Operators whose result jumps: rounding in front of them can flip a tie.
-_JUMPS = frozenset(
-    "ArgMax ArgMin TopK NonMaxSuppression Greater GreaterOrEqual Less LessOrEqual Equal Cast CastLike Ceil Floor "
-    "Round Sign Hardmax Mod NonZero Unique QuantizeLinear DynamicQuantizeLinear Multinomial Bernoulli".split()
-)
+_JUMPING = """
+    ArgMax ArgMin TopK NonMaxSuppression Hardmax NonZero Unique Multinomial Bernoulli Greater GreaterOrEqual
+    Less LessOrEqual Equal Sign Mod Cast CastLike Ceil Floor Round QuantizeLinear DynamicQuantizeLinear
+"""
+_SUMS = frozenset(_SUMMING.split())
+_JUMPS = frozenset(_JUMPING.split())
 
 
 def read_model(path: Path) -> ModelProto:
@@ -57,15 +56,16 @@ def required_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def signature_difference(a: GraphProto, b: GraphProto) -> str:
-    """One sentence on how the declared signatures differ, or "". Inputs that ``b`` need not be given may differ."""
+    """One sentence on how the declared signatures differ, or "". Inputs that need not be given may differ."""
     outputs = [[each.name for each in graph.output] for graph in (a, b)]
     if outputs[0] != outputs[1]:
         return f"The outputs are {_names(outputs[1])} instead of {_names(outputs[0])}."
     types = [{each.name: _type(each) for each in (*graph.input, *graph.output)} for graph in (a, b)]
     missing = [each.name for each in required_inputs(a) if each.name not in types[1]]
-    missing += [each.name for each in required_inputs(b) if each.name not in types[0]]
+    known = {each.name for each in required_inputs(a)}
+    missing += [each.name for each in required_inputs(b) if each.name not in known]
     if missing:
-        return f"Only one of the models has the input {missing[0]!r}."
+        return f"Only one of the models takes the input {missing[0]!r}."
     for name, kind in types[0].items():
         other = types[1].get(name, kind)
         if other != kind:
@@ -74,7 +74,7 @@ def signature_difference(a: GraphProto, b: GraphProto) -> str:
 
 
 def sums(graph: GraphProto, cuts: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """The lengths of the sums on a path to each tensor from an input, a constant or a cut; the most sums, if any."""
+    """The lengths of the sums on the path with most sums to each tensor, from inputs and cuts."""
     shapes = {tensor.name: list(tensor.dims) for tensor in constants(graph)}
     behind: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
@@ -92,8 +92,8 @@ def shared_cuts(a: ModelProto, b: ModelProto) -> list[str]:
     read the same constants. In the order of ``b``.
     """
     wanted: set[str] = set()
-    for changed in (_changed(a, b), _changed(b, a)):
-        for node in changed:
+    for nodes in (changed(a, b), changed(b, a)):
+        for node in nodes:
             wanted.update(reads(node), node.output)
     for node in (*a.graph.node, *b.graph.node):
         if node.op_type in _JUMPS:
@@ -103,43 +103,8 @@ def shared_cuts(a: ModelProto, b: ModelProto) -> list[str]:
     return [name for name in of_b if name and name in of_a and name in wanted]
 
 
-def expose(model: ModelProto, names: Sequence[str]) -> None:
-    """Make the named tensors graph outputs, in place; a runtime infers their types."""
-    already = {each.name for each in model.graph.output}
-    model.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in already)
-
-
-def pin(model: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Declare the inputs with the shapes of ``feeds``, in place, so that a runtime knows the size of every tensor."""
-    for each in model.graph.input:
-        if each.name in feeds:
-            kind = each.type.tensor_type
-            kind.CopyFrom(onnx.TypeProto.Tensor(elem_type=kind.elem_type))
-            kind.shape.dim.extend(
-                onnx.TensorShapeProto.Dimension(dim_value=size) for size in feeds[each.name].shape
-            )
-
-
-def cut(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """Let the readers of each named tensor read a new graph input instead, in place, and expose the tensor.
-
-    Returns:
-        for each name the new input that must be fed in its stead, with the dtype of the given value.
-    """
-    taken = {name for node in all_nodes(model.graph) for name in (*node.input, *node.output)}
-    given = {name: _fresh(name, taken) for name in values}
-    for node in all_nodes(model.graph):
-        for position, name in enumerate(node.input):
-            node.input[position] = given.get(name, name)
-    for name, value in values.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(given[name], kind, None))
-    expose(model, list(values))
-    return given
-
-
 def constants(graph: GraphProto) -> Iterator[TensorProto]:
-    """The initializers, and the tensors of Constant and ConstantOfShape nodes under the names of their outputs."""
+    """The initializers, and the tensors of Constant and ConstantOfShape nodes named like their outputs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute if node.op_type in ("Constant", "ConstantOfShape") else ():
@@ -182,7 +147,7 @@ def _sum_length(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
     return math.prod(weight[1:]) if node.op_type == "Conv" else max(weight)
 
 
-def _changed(a: ModelProto, b: ModelProto) -> list[NodeProto]:
+def changed(a: ModelProto, b: ModelProto) -> list[NodeProto]:
     """The nodes of ``a`` without a twin in ``b`` that reads the same names and the same constants."""
     twins = {_signature(node) for node in b.graph.node}
     theirs = {tensor.name: tensor for tensor in b.graph.initializer}
@@ -204,6 +169,8 @@ def _signature(node: NodeProto) -> tuple[object, ...]:
 
 
 def _same(a: TensorProto, b: TensorProto) -> bool:
+    if TensorProto.EXTERNAL in (a.data_location, b.data_location):
+        return False  # the same place beside two models may hold different data
     return a.data_type == b.data_type and a.SerializeToString() == b.SerializeToString()
 
 
@@ -216,14 +183,6 @@ def _type(value: ValueInfoProto) -> str:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    fresh = f"{name}/given"
-    while fresh in taken:
-        fresh += "_"
-    taken.add(fresh)
-    return fresh
 
 
 def _location(tensor: TensorProto) -> str:

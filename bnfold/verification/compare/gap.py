@@ -4,17 +4,17 @@ Distances are counted in units in the last place (ulp) of the tensor's dtype at 
 
     ulp(a) = 2^⌊log2 max|a|⌋ · ε        ε = 2⁻²³ float32, 2⁻⁵² float64, 2⁻¹⁰ float16, 2⁻⁷ bfloat16
 
-A fold rounds every weight once and makes each sum round differently. The rounding errors of a sum of K terms are
-a random walk: they grow like √K, up to the length of the blocks in which runtimes add (256 or less). The errors
-of several summing operators (Conv, MatMul, ...) are independent, so their squares add. A net that is normalized
-passes them on about as large as they came, so that
+A fold rounds every weight once and makes each sum round differently. The rounding errors of a sum of K terms
+are a random walk: they grow like √K, up to the length of the blocks in which runtimes add (256 or less). The
+errors of several summing operators (Conv, MatMul, ...) are independent, so their squares add. A net that is
+normalized passes them on about as large as they came, so that
 
-    max|b - a|  ≤  ULP_PER_TERM · √(Σ K) · ulp(a)          over the summing operators on the longest path
+    max|b - a|  ≤  ULP_PER_TERM · √(Σ K) · ulp(a)        over the summing operators on the longest path
 
-with 32 ≤ K ≤ 256 in each. A path of many operators is judged with K = 32: long sums of one sign, which need more,
-do not follow each other in a net whose values stay bounded. Types of 16 bits and less are summed in float32 by
-the runtimes and rounded once per operator: K = 4. ``ULP_PER_TERM`` is measured, not assumed: docs/verification.md,
-benchmarks/verification_bound.py.
+with 32 ≤ K ≤ 256 in each. A path through a whole net is judged with K = 32 throughout: it averages over
+its operators, and the pieces (module ``pieces``) decide what exceeds that. Types of 16 bits and less
+are summed in float32 by the runtimes and rounded once per operator: K = 4. ``ULP_PER_TERM`` is measured,
+not assumed: docs/verification.md, benchmarks/verification_bound.py.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Gap:
             value).
         clash: what disagrees in kind, or "".
         same_shape: whether both had one shape and dtype.
-        extent: the smaller of ``max a - min a`` and of the largest distance of a probe from both 0 and 1, in
-            ulp: next to nothing for a saturated tensor (infinite for discrete dtypes with two values).
-        probes: up to 1024 values of the first ``a`` seen, evenly spread.
+        rails: the largest distance of a probe from both 0 and 1, in ulp; nothing for a saturated tensor.
+        spread: ``max a - min a`` in ulp.
+        probes: up to 1024 values of the first ``a`` seen, at random places that depend on its size alone.
         moved: largest change of ``probes`` by another input, in ulp; None while only one input was seen.
     """
 
@@ -96,13 +96,23 @@ class Gap:
     ulp: float = 0.0
     clash: str = ""
     same_shape: bool = True
-    extent: float = 0.0
+    rails: float = 0.0
+    spread: float = 0.0
     probes: Array | None = None
     moved: float | None = None
 
     def tells(self, bound: float) -> bool:
-        """Whether a wrong value would show: the tensor varies by more than ``TELLING`` times the bound."""
-        return min(self.extent, math.inf if self.moved is None else self.moved) > TELLING * bound
+        """Whether a wrong value would show: the tensor is off its rails, and inputs move it, by far.
+
+        That is, by more than ``TELLING`` times the bound; with one input only, its elements have to differ.
+        """
+        moved = self.spread if self.moved is None else self.moved
+        return min(self.rails, moved) > TELLING * bound
+
+    @property
+    def lost(self) -> bool:
+        """Whether infinities or NaN stand in one model only: no rounding explains that."""
+        return bool(self.clash) and self.same_shape and is_float(self.dtype)
 
     @property
     def max_rel(self) -> float:
@@ -112,7 +122,7 @@ class Gap:
     def worse(self, other: Gap) -> Gap:
         """The worse of two inputs' gaps, knowing what both saw."""
         worst = self if self.ulp >= other.ulp else other
-        worst.extent = max(self.extent, other.extent)
+        worst.rails, worst.spread = max(self.rails, other.rails), max(self.spread, other.spread)
         worst.moved = max(self.moved or 0.0, _moved(self.probes, other.probes))
         worst.probes = self.probes
         return worst
@@ -129,8 +139,7 @@ def gap(a: Array | None, b: Array | None) -> Gap:
         return Gap(present, math.inf, ulp=math.inf, clash="only one model has it", same_shape=False)
     if a.shape != b.shape or a.dtype != b.dtype:
         clash = f"{b.dtype.name}{list(b.shape)} instead of {a.dtype.name}{list(a.shape)}"
-        probes = _probe(a)
-        return Gap(a.dtype, math.inf, 0.0, math.inf, clash, False, math.inf, probes)
+        return Gap(a.dtype, math.inf, 0.0, math.inf, clash, same_shape=False, probes=_probe(a))
     return _float_gap(a, b) if is_float(a.dtype) else _discrete_gap(a, b)
 
 
@@ -150,8 +159,8 @@ def _float_gap(a: Array, b: Array) -> Gap:
     clash = f"{lost} of {a.size} values are infinite or NaN in one model only" if lost else ""
     ulp = math.inf if lost else float(worst) / unit
     probes = _probe(a)
-    extent = max(0.0, min(_off_rails(probes), float(high - low))) / unit
-    return Gap(a.dtype, float(worst), scale, ulp, clash, True, extent, probes)
+    rails, spread = _off_rails(probes) / unit, max(0.0, float(high - low)) / unit
+    return Gap(a.dtype, float(worst), scale, ulp, clash, True, rails, spread, probes)
 
 
 def _clashes(x: Array, y: Array) -> int:
@@ -174,8 +183,8 @@ def _discrete_gap(a: Array, b: Array) -> Gap:
     step = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if numeric else 0.0
     scale = float(np.abs(a.astype(np.float64)).max(initial=0.0)) if a.dtype.kind in "iu" else 0.0
     alike = a.size == 0 or bool((a == a.reshape(-1)[0]).all())
-    extent = 0.0 if alike else math.inf
-    return Gap(a.dtype, step, scale, math.inf if wrong else 0.0, clash, True, extent, _probe(a))
+    spread = 0.0 if alike else math.inf
+    return Gap(a.dtype, step, scale, math.inf if wrong else 0.0, clash, True, math.inf, spread, _probe(a))
 
 
 def _chunks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
@@ -188,7 +197,9 @@ def _chunks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
 
 def _probe(a: Array) -> Array:
     flat = a.reshape(-1)
-    return flat[:: max(1, flat.size // _PROBES)][:_PROBES].copy()
+    if flat.size > _PROBES:  # at random places, for a stride could keep to the border of every image
+        flat = flat[np.random.default_rng(0).integers(0, flat.size, _PROBES)]
+    return flat.copy()
 
 
 def _moved(a: Array | None, b: Array | None) -> float:

@@ -1,9 +1,10 @@
 """Where onnx's reference evaluator may be believed.
 
-It is believed for the operators below only, from the opset on where it was compared with ONNX Runtime in float32
-(tests/test_verify.py repeats the comparison). onnx 1.23 is wrong for Softmax and LogSoftmax before opset 13 (it takes
-one axis instead of all axes from it on), for BatchNormalization before 14 (it blends batch statistics into the
-running ones; replaced here), and for LRN at any opset.
+It is believed for the operators below only, from the opset on where it was compared with ONNX Runtime in
+float32 (tests/test_verify.py repeats the comparison). onnx 1.23 is wrong for Softmax and LogSoftmax
+before opset 13 (it takes one axis instead of all axes from it on), for BatchNormalization before 14 (it
+blends batch statistics into the running ones; replaced here), for MaxPool with SAME_LOWER, and for LRN at
+any opset.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
+from onnx.defs import onnx_opset_version
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from .graph import all_nodes
+from ..compare.graph import all_nodes
 
 _FROM_7 = (
     "Abs Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose "
@@ -27,17 +30,17 @@ _FROM_7 = (
     "SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile Transpose Unsqueeze"
 )
 _LATER = {
-    **{
-        "ConstantOfShape": 9,
-        "Expand": 8,
-        "Max": 8,
-        "Min": 8,
-        "Erf": 9,
-        "Where": 9,
-        "LogSoftmax": 13,
-        "Softmax": 13,
-    },
-    **{"HardSwish": 14, "LayerNormalization": 17, "Gelu": 20},
+    "ConstantOfShape": 9,
+    "Expand": 8,
+    "Max": 8,
+    "Min": 8,
+    "Erf": 9,
+    "Where": 9,
+    "LogSoftmax": 13,
+    "Softmax": 13,
+    "HardSwish": 14,
+    "LayerNormalization": 17,
+    "Gelu": 20,
 }
 EXACT_FROM = dict.fromkeys(_FROM_7.split(), 7) | _LATER
 
@@ -83,7 +86,7 @@ def require_exact(model: ModelProto) -> None:
     version = _opset(model)
     for node in all_nodes(model.graph):
         known = node.domain in ("", "ai.onnx") and EXACT_FROM.get(node.op_type, version + 1) <= version
-        if not known or (node.op_type == "BatchNormalization" and version < 14 and _odd(node)):
+        if not known or version > onnx_opset_version() or _odd(node, version):
             raise NotImplementedError(f"not known to be exact for {node.op_type} at opset {version}")
 
 
@@ -92,7 +95,11 @@ def _opset(model: ModelProto) -> int:
     return max(versions, default=0)
 
 
-def _odd(node: NodeProto) -> bool:
-    """Whether it trains (several outputs) or normalizes every element on its own (``spatial`` 0)."""
-    elementwise = any(each.name == "spatial" and each.i == 0 for each in node.attribute)
-    return elementwise or sum(map(bool, node.output)) > 1
+def _odd(node: NodeProto, version: int) -> bool:
+    """Whether a known operator is used in a way on which the evaluator or the class above is wrong."""
+    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    if node.op_type == "MaxPool":
+        return attributes.get("auto_pad") == b"SAME_LOWER"
+    if node.op_type == "BatchNormalization" and version < 14:
+        return attributes.get("spatial") == 0 or sum(map(bool, node.output)) > 1  # elementwise, or training
+    return False

@@ -1,7 +1,7 @@
-"""``verify``: the parent's side. Models and inputs go into a folder, a child process answers, its crash is an answer too.
+"""``verify``: the parent's side. Models go into a folder, a child answers, its crash is an answer too.
 
-The child is a fresh interpreter with this one's ``sys.path``, so that a fault in ONNX Runtime cannot take the caller down.
-Nothing but the standard library is needed here.
+The child is a fresh interpreter with this one's ``sys.path``, so that a fault in ONNX Runtime cannot take the
+caller down. Paths need nothing but the standard library here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bnfold import errors
+
 from .verdict import Status, Verdict
 
 if TYPE_CHECKING:

@@ -1,23 +1,23 @@
 """One tensor in float64: what is left of a difference when the rounding of sums is taken away.
 
 A piece of a float32 model (or narrower) evaluated in float64 keeps the model's rounded weights but rounds
-nothing else that shows. Original and candidate then differ by the rounding of the folded weights alone, which is
-measured too: every weight of the original is moved to a neighbouring float of its own dtype.
+nothing else that shows. Original and candidate then differ by the rounding of the folded weights alone, which
+is measured too: every weight of the original is moved to a neighbouring float of its own dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
+from ..engines.reference import Reference, require_exact
 from .graph import constants, reads
-from .reference import Reference, require_exact
 
 Array = NDArray[Any]
 
@@ -36,27 +36,27 @@ def evaluate(
         model: where the tensor is computed.
         folder: where the model's external data lie.
         name: the tensor.
-        feeds: values of graph inputs and of inner tensors; what is computed before the latter is not evaluated.
+        feeds: values of graph inputs and of inner tensors; what only leads up to them is not evaluated.
         jitter: first move every weight to one of its two neighbouring floats, at random but always alike.
 
     Raises:
         NotImplementedError: the evaluator is not known to be exact for an operator in front of the tensor.
     """
-    piece = _piece(model, name, {key: value for key, value in feeds.items() if key != name})
+    piece = _piece(model, name, set(feeds) - {name})
     require_exact(piece)
     onnx.load_external_data_for_model(piece, str(folder))
     if jitter:
         _jitter(piece.graph)
     _widen(piece.graph)
-    wide = {key: _wide(np.asarray(value)) for key, value in feeds.items()}
+    wide = {each.name: _wide(np.asarray(feeds[each.name])) for each in piece.graph.input}
     return np.asarray(next(iter(Reference(piece).run([name], wide))))
 
 
-def _piece(model: ModelProto, name: str, feeds: Mapping[str, Array]) -> ModelProto:
-    """A model of its own that computes one tensor from those in ``feeds`` that it needs."""
+def _piece(model: ModelProto, name: str, given: Collection[str]) -> ModelProto:
+    """A model of its own that computes one tensor from those of the ``given`` ones that it needs."""
     needed, nodes = {name}, []
     for node in reversed(model.graph.node):
-        if any(output in needed and output not in feeds for output in node.output):
+        if any(output in needed and output not in given for output in node.output):
             nodes.append(node)
             needed.update(reads(node))
     piece = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -64,10 +64,8 @@ def _piece(model: ModelProto, name: str, feeds: Mapping[str, Array]) -> ModelPro
     piece.graph.node.extend(reversed(nodes))
     initializers = (each for each in model.graph.initializer if each.name in needed)
     piece.graph.initializer.extend(initializers)
-    for key in feeds:
-        if key in needed:
-            piece.graph.input.append(onnx.helper.make_tensor_value_info(key, TensorProto.DOUBLE, None))
-    piece.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.DOUBLE, None))
+    piece.graph.input.extend(ValueInfoProto(name=each) for each in given if each in needed)
+    piece.graph.output.append(ValueInfoProto(name=name))
     return piece
 
 

@@ -1,7 +1,8 @@
 """The child process of a verification: ``python -m <this module> FOLDER``.
 
-It reads ``job.json`` in the folder, writes into ``stage`` which model is about to run (what a crash leaves behind),
-and writes ``result.json``: ``{"verdict": ...}``, or ``{"error": type, "text": ...}`` for an error of ``bnfold.errors``.
+It reads ``job.json`` in the folder, writes into ``stage`` which model is about to run (what a crash leaves
+behind), and writes ``result.json``: ``{"verdict": ...}``, or ``{"error": type, "text": ...}`` for an error
+of ``bnfold.errors``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
+
 from .equivalence import Job, examine
 
 

@@ -14,14 +14,15 @@ from onnx import ValueInfoProto
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from bnfold.errors import InputsError
-from .runtime import CannotRunError
+
+from .engines import CannotRunError
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 
 _SIZES = (1, 2, 8, 16, 32, 64, 224)
 # A second and third input only where one run takes less than so many seconds.
-_PATIENCE = (5.0, 1.0)
+_PATIENCE = (2.0, 0.25)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class Port:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is left open in a signature: the first dimension of an input (``batch``), all others (``other``; None:
-    64 for images, else 16), and integers from 0 to below ``top``."""
+    """What a signature leaves open.
+
+    Attributes:
+        batch: the first dimension of an input.
+        other: all other dimensions; None: 64 for images (rank 4), else 16.
+        top: integers lie from 0 to below this.
+    """
 
     batch: int
     other: int | None
@@ -85,9 +91,9 @@ def runnable(ports: list[Port], run: Callable[[Feeds], object], seed: int) -> li
 def random_inputs(ports: list[Port], sizes: Sizes, seed: int, kind: int) -> Feeds:
     """One array for each port, always the same for one seed.
 
-    Floats of kind 0 are normal with deviation 1, of kind 1 uniform from 0 to 1, of kind 2 normal with deviation 16:
-    nets are made for images from 0 to 1, features around 0 or pixels in the hundreds, and on the wrong kind many
-    saturate. Integers are uniform below ``sizes.top``.
+    Floats of kind 0 are normal with deviation 1, of kind 1 uniform from 0 to 1, of kind 2 normal with
+    deviation 16: nets are made for images from 0 to 1, features around 0 or pixels in the hundreds, and
+    on the wrong kind many saturate. Integers are uniform below ``sizes.top``.
     """
     random = np.random.default_rng((seed, kind))
     shapes = _shapes(ports, sizes)
@@ -98,7 +104,8 @@ def user_inputs(ports: list[Port], path: Path) -> Feeds:
     """The arrays of an .npz file, one for every port.
 
     Raises:
-        InputsError: the file cannot be read, or a name, dtype or shape does not fit; the text says what would.
+        InputsError: the file cannot be read, or a name, dtype or shape does not fit; the text says what
+            would.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -175,7 +182,7 @@ def _fitting(each: Port, array: Array) -> Array:
     if array.dtype != each.dtype:
         wanted = "strings" if each.dtype.kind == "O" else each.dtype.name
         raise InputsError(
-            f"Input {each.name!r} is {array.dtype.name}, but the model needs {wanted}; convert it with astype."
+            f"Input {each.name!r} is {array.dtype.name}, but the model needs {wanted}; use astype."
         )
     if each.shape is not None and not _matches(each.shape, array.shape):
         wanted = " × ".join("?" if size is None else str(size) for size in each.shape) or "scalar"

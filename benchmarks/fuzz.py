@@ -1,0 +1,59 @@
+"""Fold random graphs, as many as asked for, and check every promise on each.
+
+    python benchmarks/fuzz.py --graphs 3000 --seed 0
+
+Graph number i is the one of seed + i; ``--graphs 1 --seed S`` repeats a failure, ``--save`` writes it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import click
+import onnx
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from strategies import random_model
+from test_random_graphs import broken_promises
+
+
+def failures(model: onnx.ModelProto) -> list[str]:
+    """What is wrong after folding a model with and without leftovers merged."""
+    found = []
+    for portable in (False, True):
+        try:
+            found += [f"portable={portable}: {line}" for line in broken_promises(model, portable)]
+        except Exception:
+            found.append(f"portable={portable}: {traceback.format_exc()}")
+    return found
+
+
+@click.command()
+@click.option("--graphs", default=3000, show_default=True, help="How many graphs to fold.")
+@click.option("--seed", default=0, show_default=True, help="The seed of the first one.")
+@click.option("--save", type=click.Path(path_type=Path), help="A folder for the models that fail.")
+def main(graphs: int, seed: int, save: Path | None) -> None:
+    """Fold random graphs and print the seed of each that goes wrong."""
+    started, nodes, failed = time.perf_counter(), Counter[str](), 0
+    for number in range(seed, seed + graphs):
+        model = random_model(random.Random(number))
+        nodes.update(node.op_type for node in model.graph.node)
+        if found := failures(model):
+            failed += 1
+            click.echo(f"seed {number} (--graphs 1 --seed {number}):\n  " + "\n  ".join(found))
+            if save is not None:
+                save.mkdir(parents=True, exist_ok=True)
+                onnx.save(model, save / f"{number}.onnx")
+    took = time.perf_counter() - started
+    click.echo(f"{graphs} graphs of {nodes.total()} nodes in {took:.0f} s: {failed} failed")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

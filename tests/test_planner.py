@@ -1,0 +1,959 @@
+"""What a graph forbids, whatever the equations allow: each hazard in the smallest graph that has it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference.op_run import OpRun
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from truth import differences, feeds_for, graphs, largest, onnx_runtime, outputs_of, truth
+
+import bnfold
+from bnfold.core.example import Graph
+from bnfold.core.reasons import Reason, silenced
+
+SIZES = {"N": 2, "T": 4}
+Write = Callable[[Graph], str | Sequence[str]]
+
+
+def written(
+    write: Write, opset: int = 17, ir_version: int = 8, dtype: int = TensorProto.FLOAT
+) -> onnx.ModelProto:
+    """The model that ``write`` writes; it returns the outputs."""
+    graph = Graph(opset, dtype)
+    made = write(graph)
+    return graph.finish([made] if isinstance(made, str) else list(made), ir_version)
+
+
+def body(op: Graph, write: Callable[[Graph], str]) -> onnx.GraphProto:
+    """A body for an If; its constants are its own, other values may be the outer graph's."""
+    inner = Graph(op.opset, op.dtype, seed=1)
+    inner._count = op._count = op._count + 100
+    y = write(inner)
+    op._count = inner._count
+    outputs = [helper.make_tensor_value_info(y, op.dtype, None)]
+    return helper.make_graph(inner.nodes, "body", [], outputs, inner._initializers)
+
+
+def branch(op: Graph, then: Callable[[Graph], str], other: Callable[[Graph], str]) -> str:
+    """An If on a graph input."""
+    condition = op.input("condition", (), TensorProto.BOOL)
+    return str(op.If(condition, then_branch=body(op, then), else_branch=body(op, other)))
+
+
+def fold(model: onnx.ModelProto, **options: Any) -> bnfold.FoldResult:
+    """Fold, and hold the promises that hold for every graph."""
+    result = bnfold.fold(model, **options)
+    folded = result.model
+    for seed in range(2):
+        assert not differences(model, folded, feeds_for(model, SIZES, seed), NEW_OPS)
+    assert list(folded.graph.output) == list(model.graph.output)
+    assert count(folded).total() <= count(model).total()
+    assert not bnfold.fold(folded, portable=options.get("portable", False)).report.changed
+    if all(not node.domain for node in model.graph.node):
+        onnx.checker.check_model(folded, full_check=True)
+        feeds = feeds_for(model, SIZES)
+        by_runtime = onnx_runtime(folded, feeds) or []
+        for a, b in zip(onnx_runtime(model, feeds) or [], by_runtime, strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * largest([a]))
+    return result
+
+
+def count(model: onnx.ModelProto) -> Counter[str]:
+    """Nodes by operator, those of bodies included."""
+    return Counter(node.op_type for graph in graphs(model.graph) for node in graph.node)
+
+
+def refusals(result: bnfold.FoldResult, op_type: str = "BatchNormalization") -> dict[str, Reason]:
+    """The reason per direction of the first node of an operator that is kept."""
+    row = next(row for row in result.report.rows if row.op_type == op_type and row.status == "kept")
+    return {refusal.direction: refusal.reason for refusal in row.refusals}
+
+
+def conv(op: Graph, x: str, channels: int = 3) -> str:
+    return str(op.Conv(x, op.weight(channels, 3, 1, 1)))
+
+
+def image(op: Graph, name: str = "x") -> str:
+    return op.input(name, (2, 3, 4, 4))
+
+
+class Twice(OpRun):
+    """A custom operator, so that graphs with one can be run."""
+
+    op_domain = "vendor"
+
+    def _run(self, x, **_):  # type: ignore[no-untyped-def]
+        """Double the input."""
+        return (2 * x,)
+
+
+class ForeignConv(OpRun):
+    """An operator of that name that is none."""
+
+    op_domain = "vendor"
+
+    def _run(self, x, weight, **_):  # type: ignore[no-untyped-def]
+        """Leave out the weight, but for its sign."""
+        return (np.sin(x) * np.sign(weight.sum()),)
+
+
+ForeignConv.__name__ = "Conv"
+NEW_OPS = [Twice, ForeignConv]
+
+
+# ---------------------------------------------------------------- hazards
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """A graph that stays as it is for one reason, in one direction.
+
+    Attributes:
+        write: writes the graph.
+        reason: why the first affine node cannot go.
+        direction: where it cannot go.
+        node: the operator that refuses; empty if it is the graph's edge.
+        options: for ``bnfold.fold``.
+    """
+
+    write: Write
+    reason: Reason
+    direction: str
+    node: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+HAZARDS: list[Hazard] = []
+
+
+def hazard(reason: Reason, direction: str, node: str = "", **options: Any) -> Callable[[Write], Write]:
+    def mark(write: Write) -> Write:
+        HAZARDS.append(Hazard(write, reason, direction, node, options))
+        return write
+
+    return mark
+
+
+@hazard(Reason.GRAPH_OUTPUT, "up", "Conv")
+def output_in_the_way(op: Graph) -> Sequence[str]:
+    y = conv(op, image(op))
+    return y, op.batch_norm(y)
+
+
+@hazard(Reason.GRAPH_OUTPUT, "down", "BatchNormalization")
+def output_behind(op: Graph) -> Sequence[str]:
+    y = op.batch_norm(image(op))
+    return y, conv(op, y)
+
+
+@hazard(Reason.GRAPH_INPUT, "up")
+def nothing_in_front(op: Graph) -> str:
+    return op.Sigmoid(op.batch_norm(image(op)))
+
+
+@hazard(Reason.OTHER_READER, "up", "Sigmoid")
+def other_reader(op: Graph) -> Sequence[str]:
+    y = conv(op, image(op))
+    return op.batch_norm(y), op.Sigmoid(y)
+
+
+@hazard(Reason.OTHER_READER, "up", "Sigmoid")
+def reader_in_a_body(op: Graph) -> Sequence[str]:
+    y = conv(op, image(op))
+    return op.batch_norm(y), branch(op, lambda then: then.Sigmoid(y), lambda other: other.Sigmoid(y))
+
+
+@hazard(Reason.SUBGRAPH, "down", "Conv")
+def layer_in_a_body(op: Graph) -> str:
+    y = op.batch_norm(image(op))
+    return branch(op, lambda then: conv(then, y), lambda other: conv(other, y))
+
+
+@hazard(Reason.SUBGRAPH, "up", "Conv")
+def map_in_a_body(op: Graph) -> str:
+    x = image(op)
+    y = conv(op, x)
+    return branch(op, lambda then: then.batch_norm(y, channels=3), lambda other: other.Tanh(x))
+
+
+@hazard(Reason.NO_RULE, "up", "Sigmoid")
+def no_rule(op: Graph) -> str:
+    return op.batch_norm(op.Sigmoid(image(op)))
+
+
+@hazard(Reason.BRANCHES_DIFFER, "up", "Add")
+def readers_want_different_maps(op: Graph) -> str:
+    y = conv(op, image(op))
+    return op.batch_norm(op.Add(y, y))
+
+
+@hazard(Reason.NO_READER, "down", "BatchNormalization")
+def nobody_reads(op: Graph) -> str:
+    x = image(op)
+    op.batch_norm(x)
+    return op.Sigmoid(x)
+
+
+@hazard(Reason.COSTS_A_NODE, "down", "MatMul")
+def one_shift_becomes_three(op: Graph) -> Sequence[str]:
+    y = op.Sigmoid(op.input("x", ("N", 5, 4)))
+    y = op.Add(op.Mul(y, op.weight(4)), op.weight(4))
+    return [op.Sigmoid(op.MatMul(y, op.weight(4, 6))) for _ in range(3)]
+
+
+@hazard(Reason.NO_GAIN, "down", "MatMul")
+def shift_only_changes_sides(op: Graph) -> str:
+    y = op.Add(op.Sigmoid(op.input("x", ("N", 5, 4))), op.weight(4))
+    return op.Sigmoid(op.MatMul(y, op.weight(4, 6)))
+
+
+@hazard(Reason.DENSE_BIAS, "up", "MatMul")
+def dense_bias(op: Graph) -> str:
+    return op.Sigmoid(op.Add(op.MatMul(op.input("x", ("N", 4)), op.weight(4, 3)), op.weight(3)))
+
+
+@hazard(Reason.FUSED_BY_RUNTIME, "down", "Mul")
+def layer_norm_tail(op: Graph) -> str:
+    x = op.input("x", ("N", 5, 4))
+    centred = op.Sub(x, op.ReduceMean(x, axes=[-1]))
+    spread = op.Sqrt(op.ReduceMean(op.Mul(centred, centred), axes=[-1]))
+    return op.MatMul(op.Mul(op.Div(centred, spread), op.weight(4)), op.weight(4, 6))
+
+
+@hazard(Reason.FUSED_BY_RUNTIME, "down", "Mul")
+def gelu_half(op: Graph) -> str:
+    x = op.input("x", ("N", 5, 4))
+    gate = op.Add(op.Erf(op.Div(x, op.const(np.sqrt(2.0)))), op.const(1.0))
+    return op.MatMul(op.Mul(op.Mul(x, gate), op.const(0.5)), op.weight(4, 6))
+
+
+@hazard(Reason.OVERFLOWS, "up", "Conv")
+def weight_overflows(op: Graph) -> str:
+    y = op.Conv(image(op), op.const(np.full((1, 3, 1, 1), 1e30)))
+    return op.Sigmoid(op.Mul(y, op.const([[[1e30]]])))
+
+
+@hazard(Reason.PRECISION_LOST, "up", "Conv")
+def weight_underflows(op: Graph) -> str:
+    y = op.Conv(image(op), op.const(np.full((1, 3, 1, 1), 1.234e-25)))
+    return op.Mul(y, op.const([[[1.234e-19]]]))
+
+
+@hazard(Reason.OVERRIDABLE, "read", "BatchNormalization")
+def overridable_statistics(op: Graph) -> str:
+    y = conv(op, image(op))
+    return op.BatchNormalization(y, *(op.positive(3, overridable=True) for _ in range(4)))
+
+
+@hazard(Reason.OVERRIDABLE, "up", "Conv")
+def overridable_weight(op: Graph) -> str:
+    return op.batch_norm(op.Conv(image(op), op.weight(3, 3, 1, 1, overridable=True)))
+
+
+@hazard(Reason.EXCLUDED, "read", "BatchNormalization", skip="batchnorm*")
+def skipped(op: Graph) -> str:
+    return op.batch_norm(conv(op, image(op)))
+
+
+@hazard(Reason.NO_RULE, "down", "Conv")
+def foreign_domain(op: Graph) -> str:
+    y = op.batch_norm(image(op))
+    return op.Conv(y, op.positive(3, 3, 1, 1), domain="vendor")
+
+
+def by_name(hazards: Sequence[Hazard]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("hazard", hazards, ids=lambda hazard: hazard.write.__name__)
+
+
+@by_name(HAZARDS)
+def test_hazard_is_refused(hazard: Hazard) -> None:
+    """The graph stays byte for byte, and the report says why, in which direction and at which node."""
+    model = written(hazard.write)
+    result = bnfold.fold(model, portable=True, **hazard.options)
+    untouched = ir.serde.serialize_model(ir.serde.deserialize_model(model))
+    assert result.model.SerializeToString() == untouched.SerializeToString()
+    given = [
+        (refusal.reason, refusal.direction, refusal.node.rpartition(" ")[2].strip("()"))
+        for row in result.report.rows
+        for refusal in row.refusals
+    ]
+    assert (hazard.reason, hazard.direction, hazard.node) in given
+
+
+# Without these, nothing would be wrong: they say what is of no use, or what nobody asked for.
+HARMLESS = {
+    Reason.NO_READER,
+    Reason.COSTS_A_NODE,
+    Reason.NO_GAIN,
+    Reason.DENSE_BIAS,
+    Reason.FUSED_BY_RUNTIME,
+    Reason.EXCLUDED,
+}
+# Exact, and not tried: positions in a body do not compare with those around it. Up, the body would
+# return a value of the outer graph, which runtimes refuse.
+NOT_TRIED = {layer_in_a_body}
+# Without these, there is no operator to ask or no equation to apply.
+NOTHING_TO_APPLY = {Reason.NO_RULE}
+
+
+@by_name([h for h in HAZARDS if h.reason not in HARMLESS | NOTHING_TO_APPLY and h.write not in NOT_TRIED])
+def test_hazard_bears_load(hazard: Hazard) -> None:
+    """Without the planner's condition the model breaks, or an output is off by more than rounding."""
+    model = written(hazard.write)
+    try:
+        with silenced(hazard.reason), np.errstate(all="ignore"):
+            result = bnfold.fold(model)
+        folded = result.model
+        onnx.checker.check_model(folded, full_check=True)
+        feeds = feeds_for(model, SIZES, overriding=True)
+        known = {value.name for value in folded.graph.input}
+        after = truth(folded, {name: feed for name, feed in feeds.items() if name in known})
+        expected, got = outputs_of(model, truth(model, feeds)), outputs_of(model, after)
+        onnx_runtime(folded, feeds_for(folded))
+    except (AssertionError, ValueError, KeyError, AttributeError, onnx.checker.ValidationError, Fail):
+        return
+    assert result.report.changed
+    scale = largest(expected) if hazard.reason is not Reason.PRECISION_LOST else 1.234e-44
+    assert not all(np.abs(a - b).max() <= 1e-3 * scale for a, b in zip(expected, got, strict=True))
+
+
+# ---------------------------------------------------------------- bodies
+
+
+def test_folds_within_a_body() -> None:
+    """A layer and its batch norm in the same body fold there, into constants of the body."""
+
+    def write(op: Graph) -> str:
+        x = image(op)
+
+        def then(inner: Graph) -> str:
+            return inner.Relu(inner.batch_norm(conv(inner, x), channels=3))
+
+        return branch(op, then, lambda other: other.batch_norm(other.Conv(x, other.weight(3, 3, 1, 1)), 3))
+
+    result = fold(written(write))
+    assert count(result.model) == {"If": 1, "Conv": 2, "Relu": 1}
+    inner = list(graphs(result.model.graph))[1:]
+    assert all(len(graph.initializer) == 2 for graph in inner)
+
+
+def test_folds_over_an_outer_weight() -> None:
+    """A body's layer whose weight stands outside takes the map into a weight of its own."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x, weight = image(op), op.weight(3, 3, 1, 1)
+        y = branch(
+            op,
+            lambda then: then.batch_norm(then.Conv(x, weight), channels=3),
+            lambda other: other.Conv(x, weight),
+        )
+        return y, op.Conv(x, weight)
+
+    result = fold(written(write))
+    assert count(result.model) == {"If": 1, "Conv": 3}
+
+
+def test_folds_within_a_body_before_ir_version_4() -> None:
+    """Where initializers have to be inputs, a body cannot have any: its new constants stand elsewhere."""
+
+    def write(op: Graph) -> str:
+        x, constants = image(op), [op.weight(3, 3, 1, 1), *(op.positive(3) for _ in range(4))]
+
+        def then(inner: Graph) -> str:
+            return str(inner.BatchNormalization(inner.Conv(x, constants[0]), *constants[1:]))
+
+        return branch(op, then, lambda other: other.Tanh(x))
+
+    result = fold(written(write, opset=8, ir_version=3))
+    assert count(result.model) == {"If": 1, "Conv": 1, "Tanh": 1}
+
+
+# ---------------------------------------------------------------- constants
+
+
+def test_freeze_initializers() -> None:
+    """Frozen, overridable constants fold, and are no longer part of the signature."""
+    model = written(overridable_statistics)
+    result = fold(model, freeze_initializers=True)
+    assert count(result.model) == {"Conv": 1}
+    assert [value.name for value in result.model.graph.input] == ["x"]
+
+
+def test_overridable_constants_are_reported_once() -> None:
+    """The report counts how many nodes freezing would set free."""
+    assert bnfold.fold(written(overridable_statistics)).report.overridable == 1
+    assert bnfold.fold(written(overridable_statistics), freeze_initializers=True).report.overridable == 0
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_initializers_are_inputs_before_ir_version_4(opset: int) -> None:
+    """There a listed initializer is a constant like any other, and a fresh one is listed, too."""
+
+    def write(op: Graph) -> str:
+        return op.batch_norm(conv(op, image(op)))
+
+    result = fold(written(write, opset, ir_version=3))
+    folded = result.model.graph
+    assert count(result.model) == {"Conv": 1}
+    assert {tensor.name for tensor in folded.initializer} == {v.name for v in folded.input} - {"x"}
+
+
+def test_shared_weights() -> None:
+    """Two layers share a weight: the one with the batch norm gets its own, the other keeps it."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x, weight, bias = image(op), op.weight(4, 3, 1, 1), op.weight(4)
+        return op.batch_norm(op.Conv(x, weight, bias)), op.Conv(op.Sigmoid(x), weight, bias)
+
+    model = written(write)
+    result = fold(model)
+    kept = {tensor.name: tensor for tensor in result.model.graph.initializer}
+    for name in ("const_1", "const_2"):
+        assert kept[name] == next(t for t in model.graph.initializer if t.name == name)
+    assert count(result.model) == {"Conv": 2, "Sigmoid": 1}
+    assert result.report.constant_bytes == 0
+
+
+def test_shared_statistics() -> None:
+    """Two batch norms share their statistics: each is read, and the last reader takes them away."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x, statistics = image(op), [op.positive(4) for _ in range(4)]
+        return [op.BatchNormalization(conv(op, x, 4), *statistics) for _ in range(2)]
+
+    result = fold(written(write))
+    assert count(result.model) == {"Conv": 2}
+    assert len(result.model.graph.initializer) == 4
+
+
+def test_one_constant_at_two_inputs() -> None:
+    """A constant that a node reads twice changes where it has to, and only there."""
+
+    def write(op: Graph) -> str:
+        weight = op.weight(3, 3)
+        return op.Mul(op.Gemm(op.input("x", (3, 3)), weight, weight), op.weight(3))
+
+    assert count(fold(written(write)).model) == {"Gemm": 1}
+
+
+def test_constants_of_constants() -> None:
+    """A map of a constant goes into the constant."""
+
+    def write(op: Graph) -> str:
+        return op.Add(op.Sigmoid(image(op)), op.Neg(op.weight(3, 1, 1)))
+
+    assert "Neg" not in count(fold(written(write)).model)
+
+
+# ---------------------------------------------------------------- selection
+
+
+def two_layers(op: Graph) -> str:
+    y = op.batch_norm(conv(op, image(op)))
+    return op.batch_norm(op.Conv(op.Sigmoid(y), op.weight(4, 3, 1, 1)))
+
+
+def test_only() -> None:
+    """Only the named node is folded; the other one says that it was excluded."""
+    model = written(two_layers)
+    first = next(node.name for node in model.graph.node if node.op_type == "BatchNormalization")
+    result = fold_partly(model, only=first)
+    assert count(result.model)["BatchNormalization"] == 1
+    assert refusals(result) == {"read": Reason.EXCLUDED}
+
+
+def test_skip() -> None:
+    """The named nodes stay, by glob, by several, and over ``only``."""
+    model = written(two_layers)
+    last = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"][-1]
+    assert count(fold_partly(model, skip=last).model)["BatchNormalization"] == 1
+    assert count(fold_partly(model, skip=["sigmoid*", "batchnorm*"]).model)["BatchNormalization"] == 2
+    assert count(fold_partly(model, only="batchnorm*", skip=last).model)["BatchNormalization"] == 1
+
+
+def test_skipped_node_in_the_way() -> None:
+    """No map passes a node that is to be left alone."""
+
+    def write(op: Graph) -> str:
+        return op.batch_norm(op.Mul(conv(op, image(op)), op.weight(3, 1, 1)))
+
+    model = written(write)
+    assert not fold_partly(model, skip="mul*").report.changed
+    result = bnfold.fold(model, skip="mul*")
+    assert refusals(result)["up"] is Reason.EXCLUDED
+
+
+def test_skipped_node_is_not_merged() -> None:
+    """A node that is to be left alone becomes part of no other."""
+
+    def write(op: Graph) -> str:
+        return op.Add(op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1)), op.weight(3, 1, 1))
+
+    assert not fold_partly(written(write), skip="add*").report.changed
+    assert not fold_partly(written(write), only="mul*").report.changed
+
+
+def fold_partly(model: onnx.ModelProto, **options: Any) -> bnfold.FoldResult:
+    """Fold and compare; folding once more would need the same selection."""
+    result = bnfold.fold(model, **options)
+    assert not differences(model, result.model, feeds_for(model))
+    return result
+
+
+# ---------------------------------------------------------------- operators of the same name
+
+
+def test_foreign_domain_is_not_asked() -> None:
+    """A foreign ``Conv`` is left as it is, and so is the batch norm in front of it."""
+    result = fold(written(foreign_domain))
+    assert count(result.model) == {"BatchNormalization": 1, "Conv": 1}
+
+
+def with_function(domain: str) -> onnx.ModelProto:
+    """A model whose ``Conv`` is a function that throws its weight away."""
+
+    def write(op: Graph) -> str:
+        y = op.node("Conv", op.batch_norm(image(op)), op.weight(3, 3, 1, 1), domain=domain)
+        return op.Sigmoid(op.Sigmoid(y))
+
+    model = written(write)
+    opsets = [helper.make_opsetid("", 17)]
+    inner = [helper.make_node("Sin", ["a"], ["b"])]
+    model.functions.append(helper.make_function(domain, "Conv", ["a", "w"], ["b"], inner, opsets))
+    return model
+
+
+@pytest.mark.parametrize("domain", ["local", ""])
+def test_function_of_that_name(domain: str) -> None:
+    """A model-local function called ``Conv``, of whatever domain, is no convolution."""
+    model = with_function(domain)
+    folded = bnfold.fold(model).model
+    assert count(folded) == count(model)
+    assert list(folded.functions[0].node) == list(model.functions[0].node)
+
+
+def test_batch_norm_in_a_function() -> None:
+    """A batch norm in a function stays and is reported: the function may be called twice."""
+
+    def write(op: Graph) -> str:
+        weights = [op.weight(3, 3, 1, 1), *(op.positive(3) for _ in range(4))]
+        return op.node("Block", image(op), *weights, domain="local")
+
+    model = written(write)
+    inner = [
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+        helper.make_node("BatchNormalization", ["y", "a", "b", "c", "d"], ["z"], name="inside"),
+    ]
+    names = ["x", "w", "a", "b", "c", "d"]
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("local", "Block", names, ["z"], inner, opsets))
+    result = bnfold.fold(model)
+    assert refusals(result) == {"read": Reason.IN_FUNCTION}
+    assert result.model.functions == model.functions
+
+
+def test_standard_domain_has_two_names() -> None:
+    """``ai.onnx`` is the standard domain, spelled out."""
+
+    def write(op: Graph) -> str:
+        return op.batch_norm(conv(op, image(op)))
+
+    model = written(write)
+    for named in (*model.graph.node, *model.opset_import):
+        named.domain = "ai.onnx"
+    assert count(bnfold.fold(model).model) == {"Conv": 1}
+
+
+def test_custom_operators_are_preserved() -> None:
+    """An unknown operator keeps its attributes, and its inputs and outputs their values."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x = image(op)
+        y = op.node("Twice", x, domain="vendor", text="words", level=3, weights=[1.0, 2.0])
+        return op.batch_norm(conv(op, x)), y
+
+    model = written(write)
+    result = fold(model)
+    custom = next(node for node in result.model.graph.node if node.domain == "vendor")
+    assert custom == next(node for node in model.graph.node if node.domain == "vendor")
+    assert result.report.folded == 1
+
+
+# ---------------------------------------------------------------- several readers
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["with bias", "without bias"])
+def test_queries_keys_values(bias: bool) -> None:
+    """A map that three layers read goes into all of them; their biases take its shift."""
+
+    def write(op: Graph) -> Sequence[str]:
+        y = op.Mul(op.Sigmoid(op.input("x", ("N", 5, 4))), op.weight(4))
+        y = op.Add(y, op.weight(4)) if bias else y
+        products = [op.MatMul(y, op.weight(4, 6)) for _ in range(3)]
+        return [op.Add(product, op.weight(6)) for product in products] if bias else products
+
+    left = count(fold(written(write)).model)
+    assert left == {"Sigmoid": 1, "MatMul": 3} | ({"Add": 3} if bias else {})
+
+
+def test_two_shifts_that_meet() -> None:
+    """One shift goes two ways and comes together again: both parts arrive."""
+
+    def write(op: Graph) -> str:
+        y = op.Add(op.Sigmoid(op.input("x", (2, 4, 5))), op.weight(4, 1))
+        return op.Conv(op.Add(op.MatMul(op.weight(4, 4), y), op.Identity(y)), op.weight(3, 4, 1))
+
+    fold(written(write))
+
+
+def test_residual_takes_one_map() -> None:
+    """A scale in front of two branches that are added again goes through both."""
+
+    def write(op: Graph) -> str:
+        y = op.Mul(op.Sigmoid(image(op)), op.positive(3, 1, 1))
+        return conv(op, op.Add(op.Relu(y), y))
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 1, "Relu": 1, "Add": 1, "Conv": 1}
+
+
+def test_shift_finds_the_other_operand() -> None:
+    """Of two operands, the shift goes to the one that can take it at no cost."""
+
+    def write(op: Graph) -> str:
+        x = op.input("x", (2, 4, 5))
+        return op.Add(op.Add(op.MatMul(x, op.weight(5, 5)), op.Conv(x, op.weight(4, 4, 1))), op.weight(4, 1))
+
+    assert count(fold(written(write)).model)["Add"] == 1
+
+
+# ---------------------------------------------------------------- leftovers
+
+
+def leftovers(op: Graph) -> str:
+    return op.Sigmoid(op.Add(op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1)), op.weight(3, 1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.DOUBLE])
+def test_leftovers_merge(dtype: int) -> None:
+    """Mul and Add that cannot move become one BatchNormalization, and both are reported as merged."""
+    result = fold(written(leftovers, dtype=dtype))
+    assert count(result.model) == {"Sigmoid": 2, "BatchNormalization": 1}
+    assert [row.status for row in result.report.rows] == ["merged", "merged"]
+    assert (result.report.folded, result.report.merged) == (0, 2)
+
+
+def test_leftovers_stay_when_portable() -> None:
+    """``portable`` merges nothing."""
+    assert not fold(written(leftovers), portable=True).report.changed
+
+
+@pytest.mark.parametrize(
+    ("opset", "shape", "vary", "dtype"),
+    [
+        (8, (2, 3, 4, 4), (3, 1, 1), TensorProto.FLOAT),
+        (17, (2, 3), (3,), TensorProto.FLOAT),
+        (17, (2, 3, 4, 3), (3,), TensorProto.FLOAT),
+        (17, (2, 3, 4, 4), (3, 1, 1), TensorProto.FLOAT16),
+    ],
+    ids=["opset 8", "rank 2", "another axis", "half"],
+)
+def test_leftovers_that_no_batch_norm_states(
+    opset: int, shape: Sequence[int], vary: Sequence[int], dtype: int
+) -> None:
+    """Where one BatchNormalization would not do, Mul and Add stay."""
+
+    def write(op: Graph) -> str:
+        x = op.Sigmoid(op.input("x", shape))
+        return op.Sigmoid(op.Add(op.Mul(x, op.weight(*vary)), op.weight(*vary)))
+
+    assert not fold(written(write, opset, dtype=dtype)).report.changed
+
+
+def test_run_of_scales_merges() -> None:
+    """Several Mul, Div and Neg become one Mul, several Add and Sub one Add."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x = op.Sigmoid(image(op))
+        scaled = op.Neg(op.Div(op.Mul(x, op.weight(3, 1, 1)), op.positive(4)))
+        shifted = op.Sub(op.weight(1, 3, 1, 1), op.Neg(op.Add(x, op.weight(4, 1))))
+        return op.Sigmoid(scaled), op.Sigmoid(shifted)
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 3, "Mul": 1, "Add": 1}
+
+
+def test_batch_norms_merge() -> None:
+    """Two batch norms in a row become one."""
+
+    def write(op: Graph) -> str:
+        return op.Sigmoid(op.batch_norm(op.batch_norm(op.Sigmoid(image(op)))))
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 2, "BatchNormalization": 1}
+
+
+def test_output_within_a_run_is_kept() -> None:
+    """A run ends at a tensor that somebody else reads."""
+
+    def write(op: Graph) -> Sequence[str]:
+        y = op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1))
+        return y, op.Sigmoid(op.Add(y, op.weight(3, 1, 1)))
+
+    assert not fold(written(write)).report.changed
+
+
+# ---------------------------------------------------------------- maps that cancel
+
+
+def cancelling(op: Graph, x: str) -> str:
+    return str(op.Neg(op.Neg(x)))
+
+
+def test_maps_cancel() -> None:
+    """Two maps that are the identity together vanish."""
+
+    def write(op: Graph) -> str:
+        return op.Sigmoid(cancelling(op, op.Sigmoid(image(op))))
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 2}
+
+
+def test_maps_cancel_between_input_and_output() -> None:
+    """Something has to stand between an input and an output, or the output's name would be lost."""
+    fold(written(lambda op: cancelling(op, image(op))))
+
+
+def test_maps_cancel_between_outputs() -> None:
+    """Two outputs of the same value keep their names."""
+
+    def write(op: Graph) -> Sequence[str]:
+        y = op.Sigmoid(image(op))
+        return y, cancelling(op, y)
+
+    fold(written(write))
+
+
+def test_maps_cancel_at_the_border_of_a_body() -> None:
+    """A body's output is made in the body."""
+
+    def write(op: Graph) -> str:
+        y = op.Sigmoid(image(op))
+        return branch(op, lambda then: cancelling(then, y), lambda other: other.Tanh(y))
+
+    fold(written(write))
+
+
+def test_identity_at_the_edges() -> None:
+    """A map that changes nothing vanishes unless it is all that stands between two promised names."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x = image(op)
+        y = op.Sigmoid(op.Mul(x, op.const(1.0)))
+        return op.Add(x, op.const(0.0)), y, op.Add(y, op.const(0.0))
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 1, "Add": 2}
+
+
+def test_equal_maps_collapse() -> None:
+    """A product of maps that is the same for every channel counts as such."""
+
+    def write(op: Graph) -> str:
+        x = op.Sigmoid(op.input("x", ("N", 3, 4)))
+        scaled = op.Mul(op.Mul(x, op.const([2.0, 4.0, 8.0, 1.0])), op.const([4.0, 2.0, 1.0, 8.0]))
+        return op.MatMul(op.weight(5, 3), scaled)
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 1, "MatMul": 1}
+
+
+# ---------------------------------------------------------------- names and metadata
+
+
+def test_names_do_not_clash() -> None:
+    """Fresh names avoid every name of the model, those in bodies included."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x = image(op)
+        y = op.MatMul(op.Transpose(conv(op, x), perm=[0, 2, 3, 1]), op.weight(3, 4))
+        y = op.batch_norm(op.Transpose(y, perm=[0, 3, 1, 2]))
+        return y, branch(op, lambda then: then.Sigmoid(x), lambda other: other.Tanh(x))
+
+    model = written(write)
+    plain = fold(model).model
+    fresh = {t.name for t in plain.graph.initializer} | {n for node in plain.graph.node for n in node.output}
+    fresh |= {node.name for node in plain.graph.node}
+    old = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
+    taken = sorted(fresh - old)
+    assert taken
+    for name in taken:
+        crowded = onnx.ModelProto()
+        crowded.CopyFrom(model)
+        inner = list(graphs(crowded.graph))[1]
+        inner.node.append(helper.make_node("Sigmoid", ["x"], [f"{name}"], name=f"{name}"))
+        fold(crowded)
+
+
+def test_metadata_stays_as_it_is() -> None:
+    """Everything a model says of itself survives, and bnfold adds nothing."""
+
+    def write(op: Graph) -> str:
+        return op.Sigmoid(op.batch_norm(conv(op, image(op))))
+
+    model = written(write)
+    model.producer_name, model.producer_version, model.domain = "exporter", "1.2", "org.example"
+    model.doc_string, model.model_version = "a model", 7
+    model.graph.doc_string = "a graph"
+    helper.set_model_props(model, {"author": "somebody", "license": "mine"})
+    model.graph.metadata_props.add(key="graph", value="kept")
+    for node in model.graph.node:
+        node.doc_string = "a node"
+        node.metadata_props.add(key="of", value=node.name)
+    model.graph.input[0].doc_string = "an input"
+    model.graph.output[0].doc_string = "an output"
+    folded = fold(model).model
+    for name in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+        assert getattr(folded, name) == getattr(model, name)
+    assert folded.metadata_props == model.metadata_props
+    assert folded.graph.metadata_props == model.graph.metadata_props
+    assert folded.graph.doc_string == "a graph"
+    assert folded.graph.input == model.graph.input
+    before = {node.name: node for node in model.graph.node}
+    for node in folded.graph.node:
+        assert node.metadata_props == before[node.name].metadata_props
+        assert node.doc_string == "a node"
+    assert b"bnfold" not in folded.SerializeToString().lower()
+
+
+def test_new_nodes_say_nothing_of_bnfold() -> None:
+    """Neither do leftovers and the shifts that stay behind a layer."""
+
+    def write(op: Graph) -> str:
+        y = op.Transpose(op.MatMul(op.input("x", ("N", 5, 3)), op.weight(3, 4)), perm=[0, 2, 1])
+        return op.batch_norm(y, channels=4)
+
+    for writer in (write, leftovers):
+        assert b"bnfold" not in bnfold.fold(written(writer)).model.SerializeToString().lower()
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def test_lying_value_info_is_not_believed() -> None:
+    """A declared shape that would let a constant pass for a per-channel one is not taken for true."""
+
+    def write(op: Graph) -> str:
+        y = op.Conv(image(op), op.weight(1, 3, 1, 1))
+        return op.Add(y, op.weight(4, 1, 1))
+
+    model = written(write)
+    lie = helper.make_tensor_value_info(model.graph.node[0].output[0], TensorProto.FLOAT, (2, 4, 4, 4))
+    model.graph.value_info.append(lie)
+    assert not bnfold.fold(model).report.changed
+
+
+def test_lying_output_is_not_believed() -> None:
+    """The same where the lie is told of a graph output."""
+
+    def write(op: Graph) -> str:
+        return op.Add(op.Conv(image(op), op.weight(1, 3, 1, 1)), op.weight(4, 1, 1))
+
+    model = written(write)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    assert not bnfold.fold(model).report.changed
+
+
+def test_lying_type_is_not_believed() -> None:
+    """A cast is none only if the tensor provably has that type."""
+
+    def write(op: Graph) -> str:
+        y = op.Cast(op.Conv(image(op), op.weight(3, 3, 1, 1)), to=TensorProto.FLOAT16)
+        return op.Mul(y, op.weight(3, 1, 1, dtype=TensorProto.FLOAT16))
+
+    model = written(write)
+    lie = helper.make_tensor_value_info(model.graph.node[0].output[0], TensorProto.FLOAT16, (2, 3, 4, 4))
+    model.graph.value_info.append(lie)
+    assert not bnfold.fold(model).report.changed
+
+
+@pytest.mark.parametrize(
+    "shape", [("N", 3, "H", "W"), (None, 3, None, None), ("N", 3, "N", "N"), (2, 3, 3, 3)], ids=str
+)
+def test_dynamic_dimensions(shape: Sequence[int | str | None]) -> None:
+    """Dimensions may be symbols, nameless, or all alike: what counts is where the channels are."""
+
+    def write(op: Graph) -> str:
+        y = op.Transpose(op.Conv(op.input("x", shape), op.weight(3, 3, 1, 1)), perm=[0, 2, 3, 1])
+        return op.Mul(y, op.weight(3))
+
+    assert count(fold(written(write)).model) == {"Conv": 1, "Transpose": 1}
+
+
+def test_unknown_rank() -> None:
+    """Nothing is known of the input: nothing is folded, and nothing fails."""
+
+    def write(op: Graph) -> str:
+        return op.batch_norm(op.Sigmoid(op.input("x", None)), channels=3)
+
+    result = bnfold.fold(written(write))
+    assert refusals(result) == {"read": Reason.UNKNOWN_SHAPE}
+
+
+def test_equal_sizes_prove_nothing() -> None:
+    """With all sizes alike a map along the wrong axis is still refused."""
+
+    def write(op: Graph) -> str:
+        y = op.Transpose(op.Conv(op.input("x", (3, 3, 3, 3)), op.weight(3, 3, 1, 1)), perm=[0, 2, 1, 3])
+        return op.batch_norm(y)
+
+    assert refusals(fold(written(write)))["up"] is Reason.MIXED_AXES
+
+
+# ---------------------------------------------------------------- order and size
+
+
+def test_order_of_nodes_does_not_matter() -> None:
+    """Nodes that stand before what they read are put in order, in bodies, too."""
+
+    def write(op: Graph) -> str:
+        x = image(op)
+
+        def then(inner: Graph) -> str:
+            return str(inner.Relu(inner.batch_norm(conv(inner, x), channels=3)))
+
+        return branch(op, then, lambda other: other.batch_norm(conv(other, x), channels=3))
+
+    model = written(write)
+    for graph in graphs(model.graph):
+        nodes = list(graph.node)[::-1]
+        del graph.node[:]
+        graph.node.extend(nodes)
+    assert count(bnfold.fold(model).model) == {"If": 1, "Conv": 2, "Relu": 1}
+
+
+@pytest.mark.parametrize("above", [True, False], ids=["up", "down"])
+def test_long_way(above: bool) -> None:
+    """A map finds its way through thousands of nodes without deep recursion."""
+
+    def write(op: Graph) -> str:
+        y = image(op)
+        y = conv(op, y) if above else op.Mul(op.Sigmoid(y), op.positive(3, 1, 1))
+        for _ in range(3000):
+            y = op.Relu(y)
+        return op.Mul(y, op.positive(3, 1, 1)) if above else conv(op, y)
+
+    assert count(bnfold.fold(written(write)).model)["Mul"] == 0
+
+
+def test_nothing_to_do() -> None:
+    """A model without any map comes back as it was, also an empty one."""
+    for write in (lambda op: op.Sigmoid(image(op)), lambda op: op.Identity(image(op))):
+        model = written(write)
+        result = fold(model)
+        assert not result.report.rows
+        assert result.model.graph == ir.serde.serialize_model(ir.serde.deserialize_model(model)).graph
