@@ -2,12 +2,12 @@
 
     python benchmarks/fuzz.py --graphs 3000 --seed 0
 
-Graph number i is the one of seed + i; ``--graphs 1 --seed S`` repeats a failure, ``--save`` writes it.
+Graph number i is the one of seed + i; ``--graphs 1 --seed S`` repeats a failure, ``--steps`` makes it
+smaller, ``--save`` writes it.
 """
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 import traceback
@@ -37,12 +37,13 @@ def failures(model: onnx.ModelProto) -> list[str]:
 @click.command()
 @click.option("--graphs", default=3000, show_default=True, help="How many graphs to fold.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the first one.")
+@click.option("--steps", type=int, help="How far to write each; at random if not given.")
 @click.option("--save", type=click.Path(path_type=Path), help="A folder for the models that fail.")
-def main(graphs: int, seed: int, save: Path | None) -> None:
+def main(graphs: int, seed: int, steps: int | None, save: Path | None) -> None:
     """Fold random graphs and print the seed of each that goes wrong."""
     started, nodes, failed = time.perf_counter(), Counter[str](), 0
     for number in range(seed, seed + graphs):
-        model = random_model(random.Random(number))
+        model = random_model(number, steps)
         nodes.update(node.op_type for node in model.graph.node)
         if found := failures(model):
             failed += 1

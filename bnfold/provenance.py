@@ -1,27 +1,135 @@
-"""Where every folded map went: what ``--map`` writes, enough to undo a fold by hand."""
+"""Where every folded map went, and the way back: what ``--map`` writes and ``unfold`` reads.
+
+The way back is the original graph, with its constants named by the SHA-256 of their data. Data that
+the result still holds, or that the list of folds quotes, are not stored again.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from bnfold import files
 from bnfold.core.apply import Change, stored
 from bnfold.core.constants import Const
 from bnfold.core.engine import Fold
+from bnfold.errors import InputsError
 
 SCHEMA_VERSION = 1
 
 
-def provenance(folds: Iterable[Fold]) -> dict[str, Any]:
-    """Every fold as JSON-ready data.
+def provenance(
+    folds: Iterable[Fold], original: ir.Model | None = None, result: ir.Model | None = None
+) -> dict[str, Any]:
+    """Every fold as JSON-ready data, and with both models also how to undo them.
 
     ``scale`` and ``shift`` are nested lists of float64 that broadcast against the folded node's
     tensor. An old constant comes with its data (base64 of the little-endian bytes in row order), as
     the folded model no longer holds it; a new one with the SHA-256 of its data in the model.
+
+    Args:
+        folds: what was folded.
+        original: the model before (``model.clone()`` taken in time is enough).
+        result: the model that is written.
     """
-    return {"schema_version": SCHEMA_VERSION, "folds": [_fold(each) for each in folds]}
+    made: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "folds": [_fold(each) for each in folds]}
+    if original is not None and result is not None:
+        made["undo"] = _undo(original, result, _quoted(made))
+    return made
+
+
+def restore(result: ir.Model, made: Mapping[str, Any]) -> ir.Model:
+    """Build the original model, bit for bit, from its result and the map.
+
+    Raises:
+        InputsError: the map says nothing of the way back, is damaged, or belongs to another model.
+    """
+    undo = made.get("undo")
+    if not isinstance(undo, dict):
+        raise InputsError("The map does not say how to undo; write it with --map of this version of bnfold.")
+    if undo.get("result") != fingerprint(result):
+        raise InputsError("The map belongs to another model, or the model was changed after it was written.")
+    try:
+        held = {digest: tensor for tensor, digest in _constants(result)}
+        data = {**_quoted(made), **undo["data"]}
+        proto = onnx.load_model_from_string(base64.b64decode(undo["model"]))
+        external = {}
+        for each in proto.graph.initializer:
+            digest = undo["constants"].get(each.name)
+            tensor = held.get(digest)
+            if isinstance(tensor, ir.ExternalTensor) and tensor.name == each.name:
+                external[each.name] = tensor
+            elif digest is not None:
+                each.raw_data = base64.b64decode(data[digest]) if tensor is None else tensor.tobytes()
+        model = files.from_proto(proto, None)
+    except (KeyError, TypeError, ValueError, DecodeError) as error:
+        raise InputsError(f"The map is damaged ({type(error).__name__}: {error}).") from error
+    for name, tensor in external.items():
+        model.graph.initializers[name].const_value = tensor
+    return model
+
+
+def fingerprint(model: ir.Model) -> str:
+    """A digest of what a model computes: nodes, constants, inputs and outputs.
+
+    It does not depend on how the file is written (external data, declared shapes, comments).
+    """
+    digest = hashlib.sha256(repr(sorted(model.graph.opset_imports.items())).encode())
+    for tensor, data in _constants(model):
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {data}\n".encode())
+    ports = [(value.name, value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)]
+    digest.update(repr(ports).encode())
+    for node in (*model.graph, *(node for each in model.functions.values() for node in each)):
+        proto = ir.serde.serialize_node(node)
+        proto.ClearField("doc_string")
+        proto.ClearField("metadata_props")
+        digest.update(proto.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _undo(original: ir.Model, result: ir.Model, quoted: Mapping[str, str]) -> dict[str, Any]:
+    """The original graph without the data of its constants, and what of these is nowhere else."""
+    clone = original.clone()
+    constants = {tensor.name or "": (tensor, digest) for tensor, digest in _constants(original)}
+    for name in constants:
+        clone.graph.initializers[name].const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
+    proto = ir.serde.serialize_model(clone)
+    for each in proto.graph.initializer:
+        if each.name in constants:
+            tensor = constants[each.name][0]
+            each.Clear()
+            each.name, each.data_type = tensor.name or "", int(tensor.dtype)
+            each.dims.extend(tensor.shape.numpy())
+    elsewhere = {digest for _, digest in _constants(result)} | set(quoted)
+    missing = {digest: tensor for tensor, digest in constants.values() if digest not in elsewhere}
+    return {
+        "result": fingerprint(result),
+        "model": _encoded(proto.SerializeToString()),
+        "constants": {name: digest for name, (_, digest) in constants.items()},
+        "data": {digest: _encoded(tensor.tobytes()) for digest, tensor in missing.items()},
+    }
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, str]]:
+    """The main graph's stored constants by name, each with the SHA-256 of its data."""
+    for _, value in sorted(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING:
+            yield tensor, hashlib.sha256(tensor.tobytes()).hexdigest()
+
+
+def _quoted(made: Mapping[str, Any]) -> dict[str, str]:
+    """The old data that the list of folds holds, by their SHA-256."""
+    old = (change["old"] for fold in made["folds"] for change in fold["constants"])
+    held = (each["data"] for each in old if each is not None)
+    return {hashlib.sha256(base64.b64decode(data)).hexdigest(): data for data in held}
 
 
 def _fold(fold: Fold) -> dict[str, Any]:

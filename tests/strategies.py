@@ -1,6 +1,6 @@
 """Every Hypothesis strategy of the tests.
 
-``random_model`` writes a random graph from any source of randomness: Hypothesis, or a seed.
+``random_model`` writes a random graph from a seed, which Hypothesis, or ``benchmarks/fuzz.py``, chooses.
 """
 
 from __future__ import annotations
@@ -61,13 +61,18 @@ class RandomGraph:
         self.values = np.random.default_rng(random.randrange(2**31))
         self.tensors: list[Tensor] = []
 
-    def model(self) -> onnx.ModelProto:
-        """Write inputs, nodes, and outputs: whatever nothing reads, and some of the rest."""
+    def model(self, steps: int | None = None) -> onnx.ModelProto:
+        """Write inputs, nodes, and outputs: whatever nothing reads, and some of the rest.
+
+        The same seed with fewer ``steps`` gives the beginning of the same graph.
+        """
         for number in range(self.random.choice([1, 1, 2])):
             self._input(f"x{number}")
         inputs = len(self.tensors)
-        for _ in range(self.random.randint(2, 6 if self.dtype == TensorProto.FLOAT16 else 12)):
+        for _ in range(steps or self.random.randint(2, 6 if self.dtype == TensorProto.FLOAT16 else 12)):
             self._step(_DRAWN)
+            if self.maybe(0.3):
+                self._step(_MAPS)
         for _ in range(2):
             self._step(_LAYERS)
         while len(self.tensors) == inputs:
@@ -195,6 +200,7 @@ class RandomGraph:
 Write = Callable[[RandomGraph, str, Tensor], Tensor | None]
 OPERATORS: dict[str, Write] = {}
 _DRAWN: list[str] = []
+_MAPS = ["BatchNormalization", "BatchNormalization", "Mul", "Add"]
 _LAYERS = ["Conv", "Conv", "Gemm", "MatMul", "ConvTranspose"]
 
 
@@ -602,9 +608,11 @@ def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)
 
 
-def random_model(random: random.Random) -> onnx.ModelProto:
-    """A random model; the same random numbers give the same one."""
-    return RandomGraph(random).model()
+def random_model(seed: int, steps: int | None = None) -> onnx.ModelProto:
+    """A random model, always the same for the same seed."""
+    return RandomGraph(random.Random(seed)).model(steps)
 
 
-models = st.randoms(use_true_random=False).map(random_model)
+# A strategy of numbers, not of models: a failure prints the seed that benchmarks/fuzz.py repeats it with.
+seeds = st.integers(0, 2**31 - 1)
+steps = st.integers(2, 12)

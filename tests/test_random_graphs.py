@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import onnx
-import pytest
-from hypothesis import HealthCheck, given, settings
-from strategies import BATCH, OPERATORS, models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import BATCH, OPERATORS, random_model, seeds, steps
 from truth import differences, feeds_for, graphs
 
 import bnfold
@@ -53,17 +53,11 @@ def is_valid(model: onnx.ModelProto) -> bool:
     return True
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(model=models)
-@pytest.mark.parametrize("portable", [False, True], ids=["default", "portable"])
-def test_promises_hold(model: onnx.ModelProto, portable: bool) -> None:
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(seed=seeds, steps=steps, portable=st.sampled_from([False, False, True]))
+def test_promises_hold(seed: int, steps: int, portable: bool) -> None:
     """Outputs, and tensors that keep their name, keep their value; no node is added; all is done at once."""
-    assert not broken_promises(model, portable)
+    assert not broken_promises(random_model(seed, steps), portable)
 
 
 def test_every_operator_is_drawn() -> None:
