@@ -330,7 +330,7 @@ def test_hazard_bears_load(hazard: Hazard) -> None:
 
 
 def test_folds_within_a_body() -> None:
-    """A layer and its batch norm in the same body fold there, into constants of the body."""
+    """A layer and its batch norm in the same body fold there, into constants that every body can read."""
 
     def write(op: Graph) -> str:
         x = image(op)
@@ -342,8 +342,9 @@ def test_folds_within_a_body() -> None:
 
     result = fold(written(write))
     assert count(result.model) == {"If": 1, "Conv": 2, "Relu": 1}
-    inner = list(graphs(result.model.graph))[1:]
-    assert all(len(graph.initializer) == 2 for graph in inner)
+    outer, *inner = graphs(result.model.graph)
+    assert not any(graph.initializer for graph in inner)
+    assert len(outer.initializer) == 4
 
 
 def test_folds_over_an_outer_weight() -> None:
@@ -375,6 +376,39 @@ def test_folds_within_a_body_before_ir_version_4() -> None:
 
     result = fold(written(write, opset=8, ir_version=3))
     assert count(result.model) == {"If": 1, "Conv": 1, "Tanh": 1}
+
+
+def loop(op: Graph, state: str, channels: int = 3) -> str:
+    """Run a layer and a batch norm three times over the same state."""
+    inner = Graph(op.opset, op.dtype, seed=1)
+    inner._count = op._count = op._count + 100
+    done = inner.Identity("again")
+    normalized = inner.batch_norm("state_in", channels=channels)
+    y = inner.batch_norm(conv(inner, inner.Relu(conv(inner, normalized))), channels=channels)
+    op._count = inner._count
+    boolean, whole = TensorProto.BOOL, TensorProto.INT64
+    inputs = [
+        helper.make_tensor_value_info("iteration", whole, ()),
+        helper.make_tensor_value_info("again", boolean, ()),
+        helper.make_tensor_value_info("state_in", op.dtype, (2, channels, 4, 4)),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(done, boolean, ()),
+        helper.make_tensor_value_info(y, op.dtype, None),
+    ]
+    graph = helper.make_graph(inner.nodes, "body", inputs, outputs, inner._initializers)
+    count, going = op.const(3, dtype=whole), op.const(True, dtype=boolean)
+    return str(op.Loop(count, going, state, body=graph))
+
+
+def test_folds_within_a_loop() -> None:
+    """In a loop's body, maps of its state go down and maps of its result go up."""
+
+    def write(op: Graph) -> str:
+        return op.Reshape(loop(op, op.batch_norm(image(op))), op.ints(2, 3, 4, 4))
+
+    left = {"BatchNormalization": 1, "Loop": 1, "Reshape": 1, "Conv": 2, "Relu": 1, "Identity": 1}
+    assert count(fold(written(write)).model) == left
 
 
 # ---------------------------------------------------------------- constants

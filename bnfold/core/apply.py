@@ -145,7 +145,7 @@ class Writer:
         old = node.inputs[index] if index < len(node.inputs) else None
         before = None if old is None else (old.name or "", self.view.constants.get(old))
         name = f"{name_of(node)}_bias" if old is None else old.name
-        new = self._constant(node, f"{name}_folded", const, data)
+        new = self._constant(f"{name}_folded", const, data)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
@@ -153,15 +153,17 @@ class Writer:
             self._loose.append(old)
         return Change(name_of(node), index, before, (new.name or "", const))
 
-    def _constant(self, node: ir.Node, name: str, const: Const, data: Any) -> ir.Value:
-        """Register a new initializer in the graph the node stands in."""
-        graph = node.graph
-        assert isinstance(graph, ir.Graph)
+    def _constant(self, name: str, const: Const, data: Any) -> ir.Value:
+        """Register a new initializer in the main graph, where every body can read it.
+
+        Before IR version 4 an initializer has to be an input, which a body's cannot be.
+        """
+        graph = self.view.model.graph
         name = self._fresh(name)
         tensor = ir.Tensor(data, dtype=const.dtype, name=name)
         value = ir.val(name, const.dtype, tensor.shape, const_value=tensor)
         graph.register_initializer(value)
-        if self.view.model.ir_version < 4 and graph is self.view.model.graph:
+        if self.view.model.ir_version < 4:
             graph.inputs.append(value)
         self.view.constants.remember(value, const)
         self.view.facts.shapes[value] = const.shape
@@ -182,7 +184,7 @@ class Writer:
         node = ir.Node(
             "",
             made.left.op_type,
-            [value, *self._register(producer, value, made)],
+            [value, *self._register(value, made)],
             ir.convenience.convert_attributes(made.left.attributes),
             name=self._fresh(f"{name_of(producer)}_{made.left.op_type}"),
         )
@@ -201,7 +203,7 @@ class Writer:
         """Let an affine node be another one, with the same data input and the same output."""
         index, _ = self.view.read(node)
         data, old = node.inputs[index], list(node.inputs)
-        values = self._register(node, node.outputs[0], made)
+        values = self._register(node.outputs[0], made)
         node.resize_inputs(1 + len(values))
         for place, value in enumerate([data, *values]):
             node.replace_input_with(place, value)
@@ -212,10 +214,10 @@ class Writer:
             for i, (value, (const, _)) in enumerate(zip(values, made.consts, strict=True))
         ]
 
-    def _register(self, node: ir.Node, value: ir.Value, made: Made) -> list[ir.Value]:
+    def _register(self, value: ir.Value, made: Made) -> list[ir.Value]:
         stems = {"Add": ["shift"], "Mul": ["scale"]}.get(made.left.op_type, ["scale", "shift", "mean", "var"])
         return [
-            self._constant(node, f"{value.name}_{stem}", const, data)
+            self._constant(f"{value.name}_{stem}", const, data)
             for stem, (const, data) in zip(stems, made.consts, strict=True)
         ]
 

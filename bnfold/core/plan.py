@@ -124,8 +124,10 @@ def go_up(view: View, seed: ir.Node) -> Plan:
     walk = _Up(view, Plan(seed, Direction.UP))
     with _at(seed):
         walk.bypass(seed, Affine.of())
-        require(bool(walk.wanted) or _can_rename(view, seed), Reason.GRAPH_INPUT)
-    return walk.run()
+    plan = walk.run()
+    with _at(seed):
+        _check_heir(view, plan)
+    return plan
 
 
 def go_down(view: View, seed: ir.Node) -> Plan:
@@ -146,7 +148,7 @@ def merge(view: View, seed: ir.Node) -> Plan:
         require(not view.portable, Reason.NO_GAIN)
     node, run = seed, [seed]
     while (behind := _next_of_run(view, node)) is not None:
-        node, affine = behind[0], behind[1] @ affine
+        node, affine = behind[0], (behind[1] @ affine).collapsed()
         run.append(node)
     with _at(seed):
         require(len(run) > 1, Reason.NO_GAIN)
@@ -163,12 +165,16 @@ def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
     return None if known is None else (uses[0][0], known[1])
 
 
-def _can_rename(view: View, seed: ir.Node) -> bool:
-    """Whether an identity's data input can take the place of its output."""
-    data = seed.inputs[view.read(seed)[0]]
-    assert data is not None
-    free = data.producer() is not None and not data.is_graph_output() and data.graph is seed.graph
-    return free or not seed.outputs[0].is_graph_output()
+def _check_heir(view: View, plan: Plan) -> None:
+    """If the seed's output is promised to the caller, some tensor must be free to take its place."""
+    heir = plan.seed.inputs[view.read(plan.seed)[0]]
+    while heir is not None and (node := heir.producer()) in plan.bypassed and node is not None:
+        heir = node.inputs[view.read(node)[0]]
+    assert heir is not None
+    if plan.seed.outputs[0].is_graph_output():
+        require(heir.producer() is not None, Reason.GRAPH_INPUT)
+        require(heir.graph is plan.seed.graph, Reason.SUBGRAPH)
+        require(not heir.is_graph_output(), Reason.GRAPH_OUTPUT)
 
 
 def gaining(view: View, plan: Plan) -> Plan:
@@ -240,7 +246,7 @@ class _Up:
         if node is not self.plan.seed:
             self.plan.path.append(node)
         self.plan.bypassed.append(node)
-        self._demand(node, index, affine @ own)
+        self._demand(node, index, (affine @ own).collapsed())
 
     def _place(self, value: ir.Value) -> float:
         producer = value.producer()
@@ -347,7 +353,7 @@ class _Down:
 
     def _pass(self, node: ir.Node, maps: Arriving, index: int, own: Affine) -> None:
         with _at(node):
-            affine = own @ maps.only(index)
+            affine = (own @ maps.only(index)).collapsed()
         self.plan.path.append(node)
         if self.depth and not own.scales:
             self.plan.restated[node] = affine
