@@ -52,6 +52,7 @@ def from_proto(
         raise InvalidModelError(
             f"{name} is no valid ONNX model ({_line(error)}); export it again."
         ) from error
+    _check_defined(model, name)
     _resolve_external(model, base_dir, name)
     _sort(model, name)
     return model
@@ -169,6 +170,17 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
+
+
+def _check_defined(model: ir.Model, name: str) -> None:
+    """Everything that is read or returned has to come from somewhere."""
+    for graph in model.graphs():
+        read = (value for node in graph for value in node.inputs if value is not None)
+        for value in (*graph.outputs, *read):
+            if value.producer() is None and not (value.is_graph_input() or value.is_initializer()):
+                raise InvalidModelError(
+                    f"{name} reads or returns {value.name!r}, which nothing in it makes; export it again."
+                )
 
 
 def _sort(model: ir.Model, name: str) -> None:

@@ -73,7 +73,7 @@ def infer(model: ir.Model) -> Facts:
     """Infer shapes and types of every value of the graph and its subgraphs, in memory.
 
     Intermediate and output declarations are dropped first: only graph inputs and constants speak.
-    An initializer that a caller may override contributes its type and shape but not its data.
+    An initializer that a caller may override contributes what the input says of it and nothing else.
     """
     facts, skeleton = Facts(), _skeleton(model)
     # onnx raises whatever its C++ side throws; what is known then are inputs and constants.
@@ -96,9 +96,8 @@ def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:
             facts.shapes[value] = tuple(stored[name].dims)
             facts.dtypes[value] = ir.DataType(stored[name].data_type)
     with_bodies = (node for node in graph if any(_bodies(node)))
-    twins = {node.output[0]: node for node in proto.node if any(a.HasField("g") for a in node.attribute)}
-    for node in with_bodies:
-        twin = twins[node.outputs[0].name or ""]
+    twins = (node for node in proto.node if any(a.HasField("g") for a in node.attribute))
+    for node, twin in zip(with_bodies, twins, strict=True):
         inner = {attribute.name: attribute.g for attribute in twin.attribute}
         for name, body in _bodies(node):
             _learn(facts, body, inner[name])
@@ -116,14 +115,14 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     A large constant becomes an input of its type and shape, which is all that inference needs of it.
     """
     graph = onnx.GraphProto(name="skeleton")
-    overridable = model.graph.inputs if model.ir_version >= 4 else ()
-    names = (f"unnamed_dim_{number}" for number in count())
+    names = (f"unnamed dimension {number}" for number in count())
     for value in model.graph.inputs:
-        if not value.is_initializer():
+        if model.ir_version >= 4 or not value.is_initializer():
             graph.input.append(_named(ir.serde.serialize_value(value), names))
+    declared = {info.name for info in graph.input}
     for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            _add_constant(graph, value.name or "", value.const_value, value in overridable)
+        if value.const_value is not None and value.name not in declared:
+            _add_constant(graph, value.name or "", value.const_value)
     integers = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT64}
     for node in model.graph:
         tensor = _axes(node, integers, opset_of(model))
@@ -131,7 +130,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             _add_constant(graph, node.outputs[0].name or "", tensor)
             if tensor.dtype == ir.DataType.INT64 and tensor.nbytes <= _SMALL_BYTES:
                 integers[graph.initializer[-1].name] = graph.initializer[-1]
-        else:
+        elif not _is_ambiguous(node, integers):
             graph.node.append(_undeclared(ir.serde.serialize_node(node)))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
     # onnx has no inference for most first versions; what changed up to the sixth are not shapes.
@@ -145,10 +144,14 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     )
 
 
-def _add_constant(
-    graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol, overridable: bool = False
-) -> None:
-    if tensor.nbytes > _SMALL_BYTES or overridable:
+def _is_ambiguous(node: ir.Node, known: dict[str, onnx.TensorProto]) -> bool:
+    """Whether runtimes and onnx's inference disagree: to squeeze an empty list of axes is all or nothing."""
+    axes = node.inputs[1] if node.op_type == "Squeeze" and len(node.inputs) > 1 else None
+    return axes is not None and axes.name in known and 0 in known[axes.name].dims
+
+
+def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) -> None:
+    if tensor.nbytes > _SMALL_BYTES:
         shape = list(tensor.shape.numpy())
         graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
     else:

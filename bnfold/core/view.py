@@ -104,6 +104,8 @@ class View:
             require(self.facts.may_be_float(node.outputs[0]), Reason.NOT_FLOAT)
             index, affine = rule.read(site)
             require(self.facts.is_float(site.input(index)), Reason.NOT_FLOAT)
+            # What a constant is mapped to is a constant: its readers take it as such.
+            require(not site.is_const(index), Reason.NOT_AFFINE)
             finite = np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()
             require(bool(finite), Reason.NOT_FINITE)
             require(self._chosen(name_of(node)), Reason.EXCLUDED)
