@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import sys
 from pathlib import Path
+
+import pytest
+
+from bnfold.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -12,3 +18,29 @@ def test_rules_page_is_current() -> None:
     """``docs/rules.md`` is what ``benchmarks/rules_page.py`` writes now; run it after changing a rule."""
     page = runpy.run_path(str(ROOT / "benchmarks" / "rules_page.py"))["page"]()
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == page
+
+
+def _words(text: str) -> list[str]:
+    """The text without figures and rules, which differ from run to run and from machine to machine."""
+    return re.sub(r"\d+(\.\d+)*(e-\d+)?|─+", "#", text).split()
+
+
+def test_readme_shows_real_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What the README's first command is said to print is what it prints, but for the figures."""
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    monkeypatch.chdir(ROOT)
+    target = tmp_path / "digits_cnn.folded.onnx"
+    monkeypatch.setattr(sys, "argv", ["bnfold", "-f", "models/digits_cnn.onnx", "-o", str(target)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    printed = capsys.readouterr().out.replace(str(target), "models/digits_cnn.folded.onnx")
+    assert done.value.code == 0
+    assert _words(printed) == _words(shown)
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    """``.ci/run`` and the README name the same test command."""
+    command = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
