@@ -1,7 +1,7 @@
 """Promises of ``bnfold.verify``: what it proves, what it catches, and how it fails.
 
 Nets are folded by hand here, in float64 with one rounding, so that nothing of bnfold's own folding is
-trusted. Most tests run the child's code in this process; those that use the fixture ``child`` start the real one.
+trusted. Most tests run the child's code in this process; those with the fixture ``child`` start it.
 """
 
 from __future__ import annotations
@@ -1148,7 +1148,8 @@ def test_the_child_gives_the_answer_of_this_process(
 
 @pytest.mark.usefixtures("child")
 def test_importing_the_package_imports_no_runtime() -> None:
-    """``import bnfold.verification`` costs nothing: numpy, onnx and ONNX Runtime wait for the child."""
-    code = "import sys, bnfold.verification; print({'numpy', 'onnx', 'onnxruntime', 'onnx_ir'} & set(sys.modules))"
+    """Importing the package costs nothing: numpy, onnx and ONNX Runtime wait for the child."""
+    heavy = {"numpy", "onnx", "onnxruntime", "onnx_ir"}
+    code = f"import sys, bnfold.verification; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

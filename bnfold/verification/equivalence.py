@@ -18,7 +18,7 @@ the pieces are asked only if the outputs leave a question open; names on which t
 
 **Sums that round badly.** Where a mean of 1000 is taken from values of 1000, or where 256 equal terms are
 rounded alike, no bound made from depth holds. So before a tensor beyond its bound is called different,
-both pieces in front of it are evaluated in float64 (``compare.exact``). What then differs is the rounding
+both pieces in front of it are evaluated in float64 (``compare.float64``). What then differs is the rounding
 of the weights alone, and how far that reaches is measured: every weight of the original is moved by 1
 ulp, which must change the tensor at least ``1 / MARGIN`` times as much as the candidate does. And the
 candidate must not lose more than ``LOSS`` times what the original loses to its own arithmetic.
@@ -40,7 +40,8 @@ from onnx import ModelProto
 from .compare import graph as graphs
 from .compare.findings import Findings
 from .compare.gap import gap, rounding_bound
-from .compare.pieces import Models, judge_exactly, pieces, whole
+from .compare.models import Models
+from .compare.pieces import judge_exactly, pieces, whole
 from .engines import CannotRunError, OnnxRuntime, Session, choose
 from .inputs import Feeds, port, reversed_inputs, runnable, user_inputs
 from .verdict import Status, Verdict

@@ -31,17 +31,11 @@ _INLINE_LIMIT = 3 << 29
 
 
 def verify(
-    a: Model,
-    b: Model,
-    *,
-    inputs: Inputs = None,
-    noise: bool = False,
-    seed: int = 0,
-    shared: bool = False,
+    a: Model, b: Model, *, inputs: Inputs = None, noise: bool = False, seed: int = 0, shared: bool = False
 ) -> Verdict:
     """Run two models on the same inputs and say whether they are equal up to rounding.
 
-    What is compared, and how much rounding explains, is documented in the module ``equivalence``.
+    What is compared, and how much rounding explains: see the module ``equivalence``.
 
     Args:
         a: the original: a path (external data beside it), an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
@@ -130,7 +124,7 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
         raise errors.UnreadableModelError(f"{path} {what}; give the path of an ONNX model.")
-    return path.resolve()
+    return path.absolute()  # not resolved: external data lie beside a link, not beside its target
 
 
 def _write_ir(model: Any, path: Path) -> Path:
@@ -165,7 +159,7 @@ def _npz(inputs: str | os.PathLike[str] | Mapping[str, Any], path: Path) -> Path
         given = Path(inputs)
         if not given.is_file():
             raise errors.InputsError(f"{given} does not exist; give an .npz with one array per input.")
-        return given.resolve()
+        return given.absolute()
     import numpy as np
 
     arrays = {name: np.asarray(array) for name, array in inputs.items()}

@@ -24,7 +24,9 @@ def agreement(found: Findings, inner: Findings | None) -> str:
     if inner is None or not (count or found.over):
         return start
     what = f"all {count} shared tensors agree" if count else "every output agrees"
-    return f"{start}; {what}, each computed from the original's values (nearest: {_nearest(inner)})"
+    blind = len([name for name in inner_names(found, inner) if not inner.tells(name)])
+    hidden = f"; {blind} of them cannot tell on these inputs" if blind else ""
+    return f"{start}; {what}, each computed from the original's values (nearest: {_nearest(inner)}){hidden}"
 
 
 def difference(found: Findings, name: str, outputs: Collection[str]) -> str:
@@ -56,7 +58,7 @@ def deviations(
     records = []
     for name, each in found.gaps.items():
         excused = name in found.over and inner is not None and not each.lost
-        blind = _blindness(each, found.bounds[name]) if varies else ""
+        blind = "" if found.tells(name) or not varies else _blindness(each, found.bounds[name])
         note = "; ".join(filter(None, (blind, _excuse(found, inner if excused else None, name))))
         records.append(deviation(found, name, noise.get(name), note, excused=excused))
     return tuple(records)
@@ -78,8 +80,6 @@ def inner_names(found: Findings, inner: Findings | None) -> list[str]:
 
 
 def _blindness(each: Gap, bound: float) -> str:
-    if each.tells(bound):
-        return ""
     saturated = each.rails <= TELLING * bound
     return f"inputs cannot tell: {'saturated' if saturated else 'constant'}"
 

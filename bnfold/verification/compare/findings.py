@@ -80,8 +80,11 @@ class Findings:
     @property
     def telling(self) -> bool:
         """Whether any float tensor would have shown an error."""
-        floats = {name: each for name, each in self.gaps.items() if is_float(each.dtype)}
-        return any(each.tells(self.bounds[name]) for name, each in floats.items())
+        return any(is_float(each.dtype) and self.tells(name) for name, each in self.gaps.items())
+
+    def tells(self, name: str) -> bool:
+        """Whether an error would have shown in one tensor."""
+        return self.gaps[name].tells(self.bounds[name])
 
     @property
     def nearest(self) -> str:
