@@ -3,12 +3,15 @@
 Both run in this process, in turn, in random order; the ratio of each pair is one sample, and the
 interval of the median is the distribution-free one from order statistics.
 
-    python benchmarks/fold_cost.py [--pairs 21]
+    python benchmarks/fold_cost.py [--pairs 31] [--write]
+
+With --write the line goes into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import tempfile
@@ -24,11 +27,17 @@ import resnet50
 from bnfold import FoldPass
 
 
+_PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+_MARK = "<!-- fold_cost -->"
+
+
 def main() -> None:
     """Print one line with the medians, the ratio and its interval."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=21)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--pairs", type=int, default=31)
+    parser.add_argument("--write", action="store_true", help="put the result into docs/benchmarks.md")
+    asked = parser.parse_args()
+    pairs = asked.pairs
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
         resnet50.make(path)
@@ -38,11 +47,15 @@ def main() -> None:
     ratios = sorted(fold / copy for fold, copy in samples)
     low, high = _median_interval(ratios)
     fold, copy = (statistics.median(column) * 1000 for column in zip(*samples, strict=True))
-    print(
+    line = (
         f"fold {fold:.0f} ms, onnx.load + onnx.save {copy:.0f} ms, ratio {statistics.median(ratios):.2f} "
         f"(95 % interval {low:.2f} to {high:.2f}, {pairs} interleaved pairs), numpy {np.__version__}, "
-        f"onnx {onnx.__version__}"
+        f"onnx {onnx.__version__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
+    print(line)
+    if asked.write:
+        before, after = _PAGE.read_text(encoding="utf-8").split(_MARK)[::2]
+        _PAGE.write_text(f"{before}{_MARK}\n{line}\n{_MARK}{after}", encoding="utf-8")
 
 
 def _pair(path: Path) -> tuple[float, float]:
