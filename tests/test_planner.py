@@ -718,11 +718,21 @@ def test_run_of_scales_merges() -> None:
 
     def write(op: Graph) -> Sequence[str]:
         x = op.Sigmoid(image(op))
-        scaled = op.Neg(op.Div(op.Mul(x, op.weight(3, 1, 1)), op.positive(4)))
-        shifted = op.Sub(op.weight(1, 3, 1, 1), op.Neg(op.Add(x, op.weight(4, 1))))
+        scaled = op.Neg(op.Div(op.Mul(x, op.weight(4)), op.positive(1, 4)))
+        shifted = op.Sub(op.weight(1, 3, 1, 1), op.Neg(op.Add(x, op.weight(3, 1, 1))))
         return op.Sigmoid(scaled), op.Sigmoid(shifted)
 
     assert count(fold(written(write)).model) == {"Sigmoid": 3, "Mul": 1, "Add": 1}
+
+
+def test_merged_constants_do_not_multiply() -> None:
+    """Maps along different axes stay apart: one constant for both would be as large as the tensor."""
+
+    def write(op: Graph) -> str:
+        x = op.Sigmoid(op.input("x", ("N", 300, 200)))
+        return op.Sigmoid(op.Mul(op.Mul(x, op.weight(300, 1)), op.weight(200)))
+
+    assert fold(written(write)).report.constant_bytes <= 0
 
 
 def test_batch_norms_merge() -> None:

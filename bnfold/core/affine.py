@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,11 @@ class Affine:
         """The axes along which the map varies, and the size of each."""
         shapes = np.broadcast_shapes(self._full(self.scale).shape, self._full(self.shift).shape)
         return {axis: size for axis, size in enumerate(shapes) if size > 1}
+
+    @property
+    def volume(self) -> int:
+        """How many different values the map may have: the size of a constant that holds it."""
+        return prod(self.sizes().values())
 
     def along(self, axis: int, size: int) -> tuple[Array, Array]:
         """The two vectors of ``size`` entries, if the map varies along ``axis`` alone.

@@ -148,7 +148,10 @@ def merge(view: View, seed: ir.Node) -> Plan:
         require(not view.portable, Reason.NO_GAIN)
     node, run = seed, [seed]
     while (behind := _next_of_run(view, node)) is not None:
-        node, affine = behind[0], (behind[1] @ affine).collapsed()
+        joined = (behind[1] @ affine).collapsed()
+        if joined.volume > affine.volume + behind[1].volume:
+            break
+        node, affine = behind[0], joined
         run.append(node)
     with _at(seed):
         require(len(run) > 1, Reason.NO_GAIN)
