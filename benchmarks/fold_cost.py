@@ -26,7 +26,6 @@ import resnet50
 
 from bnfold import FoldPass
 
-
 _PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _MARK = "<!-- fold_cost -->"
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from bnfold.folding import FoldPass, FoldResult, fold
     from bnfold.latency import BenchReport, bench
     from bnfold.report import Report
+    from bnfold.statistics.check import stats
+    from bnfold.statistics.graph.rewrite import to_inference
+    from bnfold.statistics.recalibration import Recalibration, recalibrate, unfold
+    from bnfold.statistics.result import Statistics
     from bnfold.verification import Verdict, verify
 
 # Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
@@ -33,7 +37,13 @@ _HOME = {
     "bench": "bnfold.latency",
     "fold": "bnfold.folding",
     "Reason": "bnfold.core.reasons",
+    "Recalibration": "bnfold.statistics.recalibration",
     "Report": "bnfold.report",
+    "Statistics": "bnfold.statistics.result",
+    "recalibrate": "bnfold.statistics.recalibration",
+    "stats": "bnfold.statistics.check",
+    "to_inference": "bnfold.statistics.graph.rewrite",
+    "unfold": "bnfold.statistics.recalibration",
     "Verdict": "bnfold.verification",
     "verify": "bnfold.verification",
     "BnfoldError": "bnfold.errors",
@@ -57,8 +67,10 @@ __all__ = [
     "MissingDependencyError",
     "OutputError",
     "Reason",
+    "Recalibration",
     "Report",
     "SelectionError",
+    "Statistics",
     "UnreadableModelError",
     "UnsupportedModelError",
     "Verdict",
@@ -66,6 +78,10 @@ __all__ = [
     "__version__",
     "bench",
     "fold",
+    "recalibrate",
+    "stats",
+    "to_inference",
+    "unfold",
     "verify",
 ]
 

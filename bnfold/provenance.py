@@ -20,7 +20,7 @@ from bnfold import files
 from bnfold.core.apply import Change, stored
 from bnfold.core.constants import Const
 from bnfold.core.engine import Fold
-from bnfold.errors import InputsError
+from bnfold.errors import BnfoldError, InputsError
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +69,7 @@ def restore(result: ir.Model, made: Mapping[str, Any]) -> ir.Model:
             elif digest is not None:
                 each.raw_data = base64.b64decode(data[digest]) if tensor is None else tensor.tobytes()
         model = files.from_proto(proto, None)
-    except (KeyError, TypeError, ValueError, DecodeError) as error:
+    except (AttributeError, BnfoldError, KeyError, TypeError, ValueError, DecodeError) as error:
         raise InputsError(f"The map is damaged ({type(error).__name__}: {error}).") from error
     for name, tensor in external.items():
         model.graph.initializers[name].const_value = tensor

@@ -53,7 +53,7 @@ class RandomGraph:
 
     def __init__(self, random: random.Random) -> None:
         self.random = random
-        self.opset = random.choice([7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 20, 21])
+        self.opset = random.randint(7, 21)
         dtype = random.choice(_DTYPES)
         self.op = Graph(self.opset, dtype)
         self.dtype = dtype
@@ -237,7 +237,9 @@ def _batch_norm(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     shifts = [np.zeros(count) if plain else g.values.normal(size=count) for _ in range(2)]
     statistics = [g.numbers((count,)), *shifts, g.values.uniform(0.5, 2.0, count)]
     attributes = {} if g.maybe(0.2) else {"epsilon": 0.125}
-    return g.node(x, op_type, x.name, *(g.const(values) for values in statistics), **attributes)
+    wide = g.dtype == TensorProto.FLOAT16 and g.opset >= 15 and g.maybe(0.5)
+    stored = [g.op.const(values, TensorProto.FLOAT) if wide else g.const(values) for values in statistics]
+    return g.node(x, op_type, x.name, *stored, **attributes)
 
 
 @writes("Mul", "Add", "Sub", "Div", often=3)
@@ -468,6 +470,14 @@ def _reshape(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     if -1 not in target and g.maybe(0.3):
         target[g.below(len(target))] = -1
     return Tensor(g.op.node(op_type, x.name, g.op.ints(*target)), tuple(shape), tuple(static))
+
+
+@writes("Shape")
+def _as_shaped(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Reshape a tensor to the shape of another one, as exporters do for dynamic sizes."""
+    alike = [t for t in g.tensors if t.shape == x.shape and t.static == x.static]
+    other = g.random.choice(alike)
+    return g.node(x, "Reshape", x.name, g.op.node(op_type, other.name))
 
 
 @writes("Flatten")

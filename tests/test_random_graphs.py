@@ -12,9 +12,9 @@ import bnfold
 from bnfold.core.rule import registered
 
 
-def broken_promises(model: onnx.ModelProto, portable: bool) -> list[str]:
+def broken_promises(model: onnx.ModelProto, **options: bool) -> list[str]:
     """Fold a model and say in words what is wrong with the result: nothing, if all is well."""
-    result = bnfold.fold(model, portable=portable)
+    result = bnfold.fold(model, **options)
     folded, report = result.model, result.report
     broken = differences(model, folded, feeds_for(model, BATCH))
     if list(folded.graph.output) != list(model.graph.output):
@@ -25,7 +25,7 @@ def broken_promises(model: onnx.ModelProto, portable: bool) -> list[str]:
         broken.append("there are more nodes than before")
     if sum(report.nodes_after.values()) != count_nodes(folded):
         broken.append("the report counts other nodes")
-    again = bnfold.fold(folded, portable=portable)
+    again = bnfold.fold(folded, **options)
     if again.report.changed:
         moved = [(row.name, row.op_type, row.direction) for row in again.report.rows if row.status != "kept"]
         broken.append(f"folding once more moves {moved}")
@@ -54,10 +54,11 @@ def is_valid(model: onnx.ModelProto) -> bool:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(seed=seeds, steps=steps, portable=st.sampled_from([False, False, True]))
-def test_promises_hold(seed: int, steps: int, portable: bool) -> None:
+@given(seed=seeds, steps=steps, portable=st.sampled_from([False, False, True]), frozen=st.booleans())
+def test_promises_hold(seed: int, steps: int, portable: bool, frozen: bool) -> None:
     """Outputs, and tensors that keep their name, keep their value; no node is added; all is done at once."""
-    assert not broken_promises(random_model(seed, steps), portable)
+    model = random_model(seed, steps)
+    assert not broken_promises(model, portable=portable, freeze_initializers=frozen)
 
 
 def test_every_operator_is_drawn() -> None:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from bnfold import __version__
-from bnfold.cli import bench, fold, show
+from bnfold.cli import bench, fold, recalibrate, show, stats
 from bnfold.errors import BnfoldError
 
 
@@ -32,7 +32,17 @@ def cli() -> None:
     """
 
 
-for command in (fold.fold, show.verify, bench.bench, show.explain, show.rules):
+for command in (
+    fold.fold,
+    show.verify,
+    bench.bench,
+    stats.stats,
+    stats.merge_stats,
+    recalibrate.recalibrate,
+    recalibrate.unfold,
+    show.explain,
+    show.rules,
+):
     cli.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""Judging what was measured, in words and pictures."""

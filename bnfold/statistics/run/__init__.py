@@ -1,0 +1,1 @@
+"""Measuring: the model that measures itself, and shards of data that merge."""
