@@ -107,6 +107,7 @@ def run(path: Path, order: Order) -> Outcome:
     order.say(f"reading {path.name}")
     model = files.load(path)
     outcome = Outcome(path, bytes_before=path.stat().st_size + _external_bytes(model))
+    original = None if order.map_file is None else model.clone()
     order.say(f"folding {path.name}")
     folding = order.folding()
     changed = folding(model).modified
@@ -116,7 +117,7 @@ def run(path: Path, order: Order) -> Outcome:
         outcome.output = target
     if order.map_file is not None:
         with files.staged(order.map_file) as temporary:
-            temporary.write_text(json.dumps(provenance(folding.folds), indent=1) + "\n")
+            temporary.write_text(json.dumps(provenance(folding.folds, original, model), indent=1) + "\n")
     outcome.seconds = time.perf_counter() - started
     return outcome
 
