@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from bnfold.verification.compare.models import Models
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold.verification.compare.findings import Findings
 from bnfold.verification.compare.gap import gap, rounding_bound
 from bnfold.verification.compare.graph import read_model
+from bnfold.verification.compare.models import Models
 from bnfold.verification.compare.pieces import pieces, whole
 from bnfold.verification.engines import CannotRunError, OnnxRuntime
 from bnfold.verification.equivalence import Job, load_models, optimization_noise

@@ -21,5 +21,5 @@ def test_types() -> None:
 
 def test_lint() -> None:
     """Ruff finds nothing, and would format nothing."""
-    _run("ruff", "check", ".")
-    _run("ruff", "format", "--check", ".")
+    _run("ruff", "check", "--no-cache", ".")
+    _run("ruff", "format", "--no-cache", "--check", ".")
