@@ -6,17 +6,20 @@ over the batches with a default session of ONNX Runtime. bnfold runs as many bat
 processors, one thread each; the second line gives plain inference the same arrangement, which leaves
 the price of the reductions, and of the fusions they prevent, alone.
 
-    python benchmarks/statistics_overhead.py [--pairs 21] [--batch 128]
+    python benchmarks/statistics_overhead.py [--pairs 31] [--write]
+
+With --write the lines go into docs/statistics.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,37 +28,47 @@ import resnet50
 from fold_cost import _median_interval
 
 from bnfold import files
-from bnfold.statistics.data.sources import Arrays
+from bnfold.statistics.data.ports import ports_of
+from bnfold.statistics.data.sources import Arrays, Shard
 from bnfold.statistics.run.measure import Meter, Subject, Task
 from bnfold.statistics.run.session import Session
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "statistics.md"
+MARK = "<!-- statistics_overhead -->"
 
 
 def main() -> None:
     """Print two lines per net: against default sessions, and in the same arrangement."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=21)
-    parser.add_argument("--batch", type=int, default=128, help="of the digits; ResNet-50 takes one image")
+    parser.add_argument("--pairs", type=int, default=31)
+    parser.add_argument("--write", action="store_true", help="put the result into docs/statistics.md")
     asked = parser.parse_args()
     with np.load(ROOT / "models" / "digits_test.npz") as file:
         digits = np.concatenate([file["images"]] * 40)
-    print(f"ONNX Runtime {ort.__version__}, {asked.pairs} interleaved pairs")
-    compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.batch, asked.pairs)
+    lines = [*compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.pairs)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
         resnet50.make(path)
         images = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
-        compare("light ResNet-50", path, images, 1, asked.pairs)
+        lines += compare("light ResNet-50", path, images, asked.pairs)
+    lines.append(
+        f"\n({asked.pairs} interleaved pairs, ONNX Runtime {ort.__version__}, load average "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)"
+    )
+    print("\n".join(lines))
+    if asked.write:
+        before, after = PAGE.read_text(encoding="utf-8").split(MARK)[::2]
+        PAGE.write_text("\n".join((before + MARK, *lines, MARK + after)), encoding="utf-8")
 
 
-def compare(name: str, path: Path, data: np.ndarray, batch: int, pairs: int) -> None:
-    """Measure one net."""
+def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> Iterator[str]:
+    """Measure one net, with the batches that bnfold makes of the data."""
     opened = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (port, *_) = opened.get_inputs()
-    batches = [{port.name: data[start : start + batch]} for start in range(0, len(data), batch)]
-    arranged = Session(files.load(path))
-    meter = Meter(Task(Subject(path), Arrays({port.name: data}, batch)))
+    model, port = files.load(path), opened.get_inputs()[0].name
+    source = Arrays({port: data})
+    batches = list(source.batches(ports_of(model), Shard()))
+    arranged, meter = Session(model), Meter(Task(Subject(path), source))
     rivals: dict[str, Callable[[], object]] = {
         "default sessions": lambda: [opened.run(None, feeds) for feeds in batches],
         "the same arrangement": lambda: list(arranged.over(batches)),
@@ -65,9 +78,10 @@ def compare(name: str, path: Path, data: np.ndarray, batch: int, pairs: int) -> 
         ratios = sorted(ours / plain for ours, plain in zip(times["measured"], times[label], strict=True))
         low, high = _median_interval(ratios)
         plain, ours = (statistics.median(times[each]) for each in (label, "measured"))
-        print(
-            f"{name}, {len(data)} samples, batch {batch}: {ours:.3f} s against {plain:.3f} s in {label}, "
-            f"{statistics.median(ratios):.2f}× (95 % interval {low:.2f} to {high:.2f})"
+        yield (
+            f"- {name}, {len(data)} samples in batches of {len(batches[0][port])}: {ours:.2f} s, and "
+            f"{plain:.2f} s without measuring in {label}; **{statistics.median(ratios):.2f}×** "
+            f"(95 % interval {low:.2f} to {high:.2f})"
         )
 
 

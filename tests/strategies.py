@@ -119,6 +119,10 @@ class RandomGraph:
         if where < 0.15 and values.ndim:
             turned = np.asarray(values).transpose()
             return str(self.op.Transpose(self.op.const(turned)))
+        ones = [axis for axis, size in enumerate(np.shape(values)) if size == 1]
+        if where < 0.2 and ones:
+            inner = Tensor(self.op.const(np.squeeze(values)), (), ())
+            return _with_axes(self, "Unsqueeze", inner, ones, np.ndim(values), 13)
         return self.op.const(values, overridable=self.ir_version > 3 and where > 0.98)
 
     def weight(self, *shape: int, summed: int) -> str:
@@ -518,8 +522,9 @@ def _unsqueeze(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
 def _with_axes(
     g: RandomGraph, op_type: str, x: Tensor, axes: list[int], rank: int, since: int, **more: object
 ) -> str:
-    """A node whose axes are an attribute or, from an opset on, an input; some are counted from the end."""
+    """A node whose axes are an attribute or, from an opset on, an input; in any order, also from the end."""
     written = [axis - rank if g.opset >= 11 and g.maybe(0.3) else axis for axis in axes]
+    g.random.shuffle(written)
     if g.opset >= since:
         return str(g.op.node(op_type, x.name, g.op.ints(*written), **more))
     return str(g.op.node(op_type, x.name, axes=written, **more))

@@ -489,6 +489,37 @@ def test_constants_of_constants() -> None:
     assert not fold(written(write)).report.changed
 
 
+@pytest.mark.parametrize("axes", [[-2, -1], [-1, -2], [1, 2], [2, 1]], ids=str)
+@pytest.mark.parametrize("opset", [11, 13])
+def test_unsqueezed_constants(opset: int, axes: Sequence[int]) -> None:
+    """A constant made by Unsqueeze has the shape ONNX gives it, in whatever order its axes are written.
+
+    onnx 1.23's evaluator inserts them one after another before opset 13; as all sizes are alike here,
+    only the output shows on which axis the constant varies.
+    """
+
+    def write(op: Graph) -> str:
+        x = op.Sigmoid(op.input("x", (2, 3, 3, 3)))
+        constant = op.weight(3)
+        if opset < 13:
+            unsqueezed = op.Unsqueeze(constant, axes=axes)
+        else:
+            unsqueezed = op.Unsqueeze(constant, op.ints(*axes))
+        return op.MatMul(op.weight(5, 3), op.Mul(x, unsqueezed))
+
+    fold(written(write, opset))
+
+
+def test_constants_sliced_backwards() -> None:
+    """A slice backwards that ends before the beginning includes the first entry."""
+
+    def write(op: Graph) -> str:
+        ends = (op.ints(-1), op.ints(-5), op.ints(0), op.ints(-1))
+        return op.Mul(conv(op, image(op)), op.Slice(op.weight(3, 1, 1), *ends))
+
+    assert count(fold(written(write)).model) == {"Conv": 1}
+
+
 # ---------------------------------------------------------------- selection
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,23 @@ def test_what_is_remarkable_is_noted_without_being_named() -> None:
     )
 
 
+def test_statistics_that_are_no_numbers_are_named() -> None:
+    """The layer is named, those behind it are left out with the reason, and recalibration mends both."""
+    op = Graph(17)
+    x = op.input("x", ("N", 2))
+    vectors = [op.const([1.0, 1.0]), op.const([0.0, 0.0]), op.const([0.0, np.nan]), op.const([-1.0, 1.0])]
+    model = op.finish([op.batch_norm(op.BatchNormalization(x, *vectors))])
+    data = np.random.default_rng(14).normal(3, 2, (200, 2)).astype(np.float32)
+    measured = bnfold.stats(model, data)
+    assert not measured.fits
+    assert "2 of 2 stored statistics are infinite, not a number, or below zero" in measured.conclusions[0]
+    assert "behind stored statistics that are no numbers" in measured.left[0].why
+    json.dumps(measured.to_dict(), allow_nan=False)
+    mended = bnfold.recalibrate(model, data)
+    assert bnfold.stats(mended.model, data).fits
+    json.dumps(mended.to_dict(), allow_nan=False)
+
+
 def test_one_channel_is_enough() -> None:
     """A single channel far off names its layer, among many that fit."""
     rows = np.random.default_rng(5).normal(0, 1, (500, 2))
@@ -270,6 +289,21 @@ def test_arithmetic_that_was_multiplied_out_is_refused(form: Form, why: str) -> 
     """It says that the statistics are lost, and where they were last to be had."""
     with pytest.raises(UnsupportedModelError, match=why):
         bnfold.stats(decomposed(form, last=True), np.zeros((4, 5, 3), np.float32))
+
+
+def test_constants_that_others_read_are_not_touched() -> None:
+    """A constant of its own is found beside other readers; one computed for several is refused."""
+    op = Graph(17)
+    x = op.input("x", ("N", 3))
+    four = {name: op.const(values) for name, values in FOUR.items()}
+    inverse = op.Reciprocal(op.Sqrt(op.Add(four["variance"], op.const(EPSILON))))
+    unit = op.Mul(op.Sub(x, four["mean"]), inverse)
+    y = op.Add(op.Mul(unit, four["gain"]), four["bias"])
+    data = np.random.default_rng(12).normal(size=(50, 3)).astype(np.float32)
+    alone = op.finish([y, op.Exp(op.Mul(x, op.Exp(four["mean"])))])
+    assert bnfold.stats(alone, data).layers[0].epsilon == pytest.approx(EPSILON, rel=1e-3)
+    with pytest.raises(UnsupportedModelError, match="shared with other nodes"):
+        bnfold.stats(op.finish([y, op.Exp(op.Add(op.Exp(x), op.Exp(inverse)))]), data)
 
 
 def test_a_layer_norm_is_no_batch_norm() -> None:
@@ -387,6 +421,28 @@ def test_a_fixed_batch_is_kept_to(images: np.ndarray) -> None:
         bnfold.stats(model, images[:3])
 
 
+def test_several_inputs_are_cut_together() -> None:
+    """Rows of one input go with those of the other; a scalar goes with every batch."""
+    op = Graph(17)
+    a, b, scalar = op.input("a", ("N", 3)), op.input("b", ("N", 3)), op.input("c", ())
+    model = op.finish([op.batch_norm(op.Add(op.Mul(a, scalar), b))])
+    random = np.random.default_rng(13)
+    data = {"a": random.normal(size=(20, 3)), "b": random.normal(size=(20, 3)), "c": np.array(2.0)}
+    (moments,) = bnfold.stats(model, data, batch=6).moments.values()
+    assert_moments(moments, 2 * data["a"] + data["b"], 1e-6)
+    with pytest.raises(InputsError, match="20 and 9 samples"):
+        bnfold.stats(model, {**data, "b": data["b"][:9]})
+    with pytest.raises(InputsError, match="the model needs 'c'"):
+        bnfold.stats(model, {"a": data["a"], "b": data["b"]})
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    """The functions come without ONNX Runtime, matplotlib, pillow and Dask."""
+    code = "import sys, bnfold; bnfold.stats, bnfold.recalibrate, bnfold.unfold; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"onnxruntime", "matplotlib", "PIL", "distributed"} & set(loaded.split())
+
+
 # The command.
 
 
@@ -415,7 +471,7 @@ def unusable(folder: Path, images: np.ndarray) -> dict[str, Path]:
     arrays: dict[str, dict[str, np.ndarray]] = {
         "holds? no sample": {"image": images[:0]},
         "samples say nothing": {"image": images[:1]},
-        "NaN or infinity": {"image": np.full_like(images[:4], np.nan)},
+        "reaches NaN or infinity": {"image": np.full_like(images[:4], np.nan)},
         "needs float32": {"image": (images * 16).astype(np.uint8)},
         "needs shape": {"image": images[..., :7]},
         "name the arrays": {"a": images, "b": images},
@@ -462,7 +518,7 @@ def test_pictures_show_every_layer(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"bnfold\[ort\]"):
         bnfold.stats(net(), np.zeros((4, 3, 8, 8), np.float32))
 

@@ -18,7 +18,7 @@ from bnfold.provenance import fingerprint
 from bnfold.statistics.data.paths import source_of
 from bnfold.statistics.data.preprocess import Preprocess
 from bnfold.statistics.data.sources import Shard
-from bnfold.statistics.graph.layers import Found, Unmeasured, survey
+from bnfold.statistics.graph.layers import Found, Layer, Unmeasured, survey
 from bnfold.statistics.ledger import Ledger, part_name
 from bnfold.statistics.result import Statistics, merge_all
 from bnfold.statistics.run.measure import Subject, Task, measure
@@ -128,9 +128,31 @@ def prepare(
     model = subject.open()
     found, left = survey(model)
     require_layers(found, left)
-    layers = tuple(each.layer for each in found)
-    ledger = Ledger(fingerprint(model), layers, tuple(left), source.identity(), preprocess or "")
-    return Work(Task(subject, source, Shard.parse(shard) if shard else Shard()), ledger)
+    layers, behind = _in_front_of_damage([each.layer for each in found])
+    ledger = Ledger(fingerprint(model), tuple(layers), (*left, *behind), source.identity(), preprocess or "")
+    part = Shard.parse(shard) if shard else Shard()
+    return Work(Task(subject, source, part, only=frozenset(each.output for each in layers)), ledger)
+
+
+def _in_front_of_damage(layers: list[Layer]) -> tuple[list[Layer], list[Unmeasured]]:
+    """Leave out what stands behind statistics that are no numbers: it sees none either."""
+    kept: list[Layer] = []
+    left: list[Unmeasured] = []
+    tainted: set[str] = set()
+    for layer in layers:
+        behind = not tainted.isdisjoint(layer.parents)
+        if behind:
+            left.append(Unmeasured(layer.name, _BEHIND_DAMAGE))
+        else:
+            kept.append(layer)
+        if behind or layer.broken.any():
+            tainted.add(layer.output)
+    return kept, left
+
+
+_BEHIND_DAMAGE = (
+    "It stands behind stored statistics that are no numbers, so it sees none; recalibrate the model first."
+)
 
 
 def require_layers(found: list[Found], left: list[Unmeasured]) -> None:

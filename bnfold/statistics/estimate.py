@@ -156,7 +156,8 @@ def _population(layer: Layer, moments: ChannelMoments) -> Running:
     """The moments as statistics; without ε a constant channel keeps its variance, to have a root."""
     variance = moments.variance
     usable = variance + layer.epsilon > 0
-    return Running(moments.mean, np.where(usable, variance, layer.variance))
+    kept = np.where(layer.broken, 1.0, layer.variance)
+    return Running(moments.mean, np.where(usable, variance, kept))
 
 
 def _shift(layer: Layer, before: Running, after: Running) -> float:

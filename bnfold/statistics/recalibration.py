@@ -77,8 +77,7 @@ class Recalibration:
 
     def _summary(self, layer: Layer) -> dict[str, Any]:
         after = self.estimated.new[layer.output]
-        shift = np.abs(after.mean - layer.mean) / layer.deviation
-        ratio = (after.variance + layer.epsilon) / np.square(layer.deviation)
+        shift, ratio = layer.relative(after)
         return {
             "name": layer.name,
             "wave": layer.wave,

@@ -135,7 +135,7 @@ def fitting(values: float) -> int:
 
 def is_whole(ports: list[Port], feeds: Feeds) -> bool:
     """Whether a batch is whole where the model fixes its size; a rest cannot run."""
-    return all(port.fixed in (None, len(feeds[port.name])) for port in ports)
+    return all(port.fixed is None or port.fixed == len(feeds[port.name]) for port in ports)
 
 
 def _units(feeds: Feeds, units: Mapping[str, int]) -> int:

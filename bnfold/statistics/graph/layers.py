@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.view import View, name_of
 from bnfold.statistics.graph import decomposed
 from bnfold.statistics.graph.slots import Slot, Statistic
+from bnfold.training import Running
 from bnfold.training.moments import Floats
+
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,25 @@ class Layer:
     @property
     def deviation(self) -> Floats:
         """√(variance + epsilon), what the layer divides by: the unit of every shift in a report."""
-        return np.asarray(np.sqrt(self.variance + self.epsilon))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.sqrt(self.variance + self.epsilon))
+
+    @property
+    def broken(self) -> Flags:
+        """The channels whose stored statistics no value can be normalized by."""
+        finite = np.isfinite(self.mean) & np.isfinite(self.variance)
+        return np.asarray(~(finite & (self.variance + self.epsilon > 0)))
+
+    def relative(self, new: Running) -> tuple[Floats, Floats]:
+        """How far other statistics are off: per channel, a shift in stored σ and a ratio of variances.
+
+        With ε in both variances, a channel that is dead in both counts as one that fits. A broken
+        channel has shift 0 and ratio 1: there is nothing to hold it against.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shift = (new.mean - self.mean) / self.deviation
+            ratio = (new.variance + self.epsilon) / (self.variance + self.epsilon)
+        return np.where(self.broken, 0.0, shift), np.where(self.broken, 1.0, ratio)
 
 
 @dataclass(frozen=True)
@@ -123,9 +145,14 @@ def _why(problem: Refused | _Left) -> str:
 
 
 def _read(view: View, node: ir.Node) -> Found:
-    """A BatchNormalization node; raises ``Refused`` where it is no map at inference."""
-    view.read(node)
+    """A BatchNormalization node; raises ``Refused`` where it is no map that other statistics would mend."""
     site = view.site(node)
+    try:
+        view.read(node)
+    except Refused as refused:
+        mendable = refused.reason in (Reason.NOT_FINITE, Reason.BAD_VARIANCE)
+        if not mendable or not all(np.isfinite(site.const(index).exact).all() for index in (1, 2)):
+            raise
     gain, bias, mean, variance = (site.const(index).exact for index in range(1, 5))
     layer = Layer(
         **_place(view, node, node.inputs[0]),

@@ -38,6 +38,8 @@ def _fits(judged: Sequence[Comparison]) -> str:
 
 def _cause(it: Comparison) -> str:
     """What would explain the first layer that is wrong."""
+    if it.layer.broken.any():
+        return "The model gives no numbers from here on; training diverged, or the file is damaged."
     way = _way_from_start(it)
     if way is not None:
         return (

@@ -1,8 +1,7 @@
 """Do stored statistics fit the data? A judgement per layer, and what it means, in words.
 
 A channel is off by ``shift`` = (data's mean - stored mean)/√(stored variance + ε), in σ, and by
-``ratio`` = (data's variance + ε)/(stored variance + ε). With ε in both, a channel that is dead in both
-counts as one that fits.
+``ratio`` = (data's variance + ε)/(stored variance + ε).
 
 Data are a sample: n images leave a mean uncertain by up to σ/√n, since positions within an image are
 not independent, and a variance by √(2/n) of itself or more. What a sample of that size explains is not
@@ -20,7 +19,7 @@ import numpy as np
 
 from bnfold.errors import InputsError
 from bnfold.statistics.graph.layers import Layer
-from bnfold.training import ChannelMoments
+from bnfold.training import ChannelMoments, Running
 from bnfold.training.moments import Floats
 
 # The limits of what fits: on a layer's root mean square shift and its worst channel's, in σ; on its
@@ -136,11 +135,17 @@ def compare(
 
 
 def _judge(layer: Layer, moments: ChannelMoments, samples: int, follows: bool) -> Comparison:
-    shift = (moments.mean - layer.mean) / layer.deviation
-    ratio = (moments.variance + layer.epsilon) / np.square(layer.deviation)
+    shift, ratio = layer.relative(Running(moments.mean, moments.variance))
     plain = Comparison(layer, moments, shift, ratio, samples, (), (), follows)
-    problems = tuple(filter(None, (_mean(plain), _variance(plain), _constant(plain))))
+    problems = tuple(filter(None, (_broken(plain), _mean(plain), _variance(plain), _constant(plain))))
     return replace(plain, problems=problems, notes=tuple(filter(None, _notes(plain))))
+
+
+def _broken(it: Comparison) -> str:
+    broken = it.layer.broken
+    if not broken.any():
+        return ""
+    return f"{broken.sum()} of {broken.size} stored statistics are infinite, not a number, or below zero"
 
 
 def _mean(it: Comparison) -> str:
@@ -175,8 +180,9 @@ def _constant(it: Comparison) -> str:
 
 
 def _notes(it: Comparison) -> Iterator[str]:
-    variance, tiny = it.layer.variance, float(np.finfo(np.float32).tiny)
-    gain = np.abs(it.layer.gain) / it.layer.deviation
+    sound = ~it.layer.broken
+    variance, tiny = np.where(sound, it.layer.variance, 1.0), float(np.finfo(np.float32).tiny)
+    gain = np.where(sound, np.abs(it.layer.gain) / it.layer.deviation, 0.0)
     if (dead := int(it.dead.sum())) > 0:
         yield f"{dead} of {it.dead.size} channels are constant on the data"
     if (denormal := variance < tiny).any():

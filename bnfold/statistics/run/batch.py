@@ -69,8 +69,8 @@ def merge(name: str, block: list[Batch], before: ChannelMoments | None) -> Chann
         return moments if before is None else before.merge(moments)
     except InputsError as error:
         raise InputsError(
-            f"The data drive what {block[0].taps[name].layer.name} normalizes to NaN or infinity: {error} "
-            "Look for such values."
+            f"What {block[0].taps[name].layer.name} normalizes reaches NaN or infinity ({error}) "
+            "Look for such values in the data, or for statistics that are far off in front of it."
         ) from error
 
 
