@@ -510,16 +510,6 @@ def test_unsqueezed_constants(opset: int, axes: Sequence[int]) -> None:
     fold(written(write, opset))
 
 
-def test_constants_sliced_backwards() -> None:
-    """A slice backwards that ends before the beginning includes the first entry."""
-
-    def write(op: Graph) -> str:
-        ends = (op.ints(-1), op.ints(-5), op.ints(0), op.ints(-1))
-        return op.Mul(conv(op, image(op)), op.Slice(op.weight(3, 1, 1), *ends))
-
-    assert count(fold(written(write)).model) == {"Conv": 1}
-
-
 # ---------------------------------------------------------------- selection
 
 

@@ -33,6 +33,10 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
     """
     if node.op_type in _BROADCAST_BY_ATTRIBUTE and opset < 7:
         return None
+    if node.op_type == "Unsqueeze":
+        return _unsqueezed(node, feeds)
+    if node.op_type == "Slice" and len(feeds) > 4 and (steps := feeds[4]) is not None and (steps < 0).any():
+        return None  # onnx 1.23's evaluator loses the first entry where a slice begins before it
     proto = ir.serde.serialize_node(node)
     fed = {name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None}
     graph = onnx.helper.make_graph(
@@ -47,6 +51,15 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
     except Exception:  # whatever it raises, the value is left to the run time
         return None
     return np.asarray(result)
+
+
+def _unsqueezed(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """Insert all axes at once; onnx 1.23's evaluator inserts them one after another before opset 13."""
+    given = node.attributes.get("axes")
+    axes = feeds[1] if len(feeds) > 1 else None if given is None else np.array(given.value)
+    if feeds[0] is None or axes is None:
+        return None
+    return np.expand_dims(feeds[0], tuple(int(axis) for axis in axes.reshape(-1)))
 
 
 def literal(node: ir.Node) -> ir.TensorProtocol | None:
