@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bnfold.statistics.graph.rewrite import to_inference
     from bnfold.statistics.recalibration import Recalibration, recalibrate, unfold
     from bnfold.statistics.result import Statistics
+    from bnfold.statistics.run.spread import UnfinishedError
     from bnfold.verification import Verdict, verify
 
 # Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
@@ -40,6 +41,7 @@ _HOME = {
     "Recalibration": "bnfold.statistics.recalibration",
     "Report": "bnfold.report",
     "Statistics": "bnfold.statistics.result",
+    "UnfinishedError": "bnfold.statistics.run.spread",
     "recalibrate": "bnfold.statistics.recalibration",
     "stats": "bnfold.statistics.check",
     "to_inference": "bnfold.statistics.graph.rewrite",
@@ -71,6 +73,7 @@ __all__ = [
     "Report",
     "SelectionError",
     "Statistics",
+    "UnfinishedError",
     "UnreadableModelError",
     "UnsupportedModelError",
     "Verdict",

@@ -984,6 +984,28 @@ def test_unknown_rank() -> None:
     assert refusals(result) == {"read": Reason.UNKNOWN_SHAPE}
 
 
+@pytest.mark.parametrize("axes", [[2, 3], [3, 2]], ids=str)
+def test_squeezed_axes_in_any_order(axes: Sequence[int]) -> None:
+    """The order in which Squeeze names its axes means nothing, though onnx 1.23's inference thinks so."""
+
+    def write(op: Graph) -> str:
+        y = op.Conv(op.input("x", (3, 3, 1, 1)), op.weight(3, 3, 1, 1))
+        return op.Mul(op.Squeeze(y, axes=axes), op.weight(3, 1))
+
+    def write_moved(op: Graph) -> str:
+        y = op.Conv(op.input("x", (3, 3, 1, 1)), op.weight(3, 3, 1, 1))
+        return op.Mul(op.Squeeze(y, axes=axes), op.weight(3))
+
+    for write_one, moves in ((write, False), (write_moved, True)):
+        model = written(write_one, opset=10)
+        model.graph.output[0].CopyFrom(
+            helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.FLOAT, (3, 3))
+        )
+        result = bnfold.fold(model)
+        assert not differences(model, result.model, feeds_for(model))
+        assert result.report.changed is moves
+
+
 def test_equal_sizes_prove_nothing() -> None:
     """With all sizes alike a map along the wrong axis is still refused."""
 

@@ -22,7 +22,7 @@ from bnfold.core.example import Graph
 from bnfold.errors import InputsError, MissingDependencyError, UnsupportedModelError
 from bnfold.statistics.data.preprocess import Preprocess
 from bnfold.statistics.judge.verdict import Comparison
-from bnfold.training import ChannelMoments
+from bnfold.training import ChannelMoments, MovingAverage
 
 MODELS = Path(__file__).parent.parent / "models"
 NETS = ("digits_cnn", "digits_mlp_bn_before", "digits_mlp_bn_after")
@@ -190,6 +190,27 @@ def test_one_channel_is_enough() -> None:
     assert judged(with_statistics(0.0, [1.0, 50.0]), rows).problems[0].startswith("variance")
     assert judged(with_statistics(0.0, [1.0, 50.0]), rows * [1, 0]).problems[0].startswith("1 of 2 channels")
     assert not judged(with_statistics([0.1, -0.2], [1.3, 0.8]), rows).named
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("shape", [(40, 3), (10, 3, 4), (5, 3, 2, 4)])
+def test_a_rank_that_nobody_declared_is_no_hindrance(opset: int, shape: tuple[int, ...]) -> None:
+    """Folding has to know it, measuring does not; in training mode neither."""
+    op = Graph(opset)
+    model = op.finish([op.batch_norm(op.Relu(op.batch_norm(op.input("x", None), 3)), 3)])
+    x = np.random.default_rng(15).normal(1, 2, shape).astype(np.float32)
+    for moments, tensor in zip(
+        bnfold.stats(model, x).moments.values(), seen_by_batch_norms(model, x), strict=True
+    ):
+        assert_moments(moments, tensor, 1e-6)
+    twin = Graph(opset)
+    declared = twin.finish([twin.batch_norm(twin.Relu(twin.batch_norm(twin.input("x", shape))))])
+    moving = [
+        bnfold.recalibrate(each, x, moving=MovingAverage(), batch=shape[0]).estimated.new
+        for each in (model, declared)
+    ]
+    for one, other in zip(moving[0].values(), moving[1].values(), strict=True):
+        np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5, atol=1e-6)
 
 
 # Batch norms that an exporter wrote as arithmetic.

@@ -18,7 +18,8 @@ from bnfold.provenance import fingerprint
 from bnfold.statistics.data.paths import source_of
 from bnfold.statistics.data.preprocess import Preprocess
 from bnfold.statistics.data.sources import Shard
-from bnfold.statistics.graph.layers import Found, Layer, Unmeasured, survey
+from bnfold.statistics.graph.layer import Layer
+from bnfold.statistics.graph.layers import Found, Unmeasured, survey
 from bnfold.statistics.ledger import Ledger, part_name
 from bnfold.statistics.result import Statistics, merge_all
 from bnfold.statistics.run.measure import Subject, Task, measure

@@ -22,7 +22,7 @@ import numpy as np
 
 from bnfold.errors import InputsError
 from bnfold.statistics.data.sources import Stream
-from bnfold.statistics.graph.layers import Layer
+from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.run.measure import Meter, Sample, Task, measure
 from bnfold.statistics.run.spread import by_number, cut, spread
 from bnfold.training import ChannelMoments, MovingAverage, Running

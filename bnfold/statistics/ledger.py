@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import OutputError
-from bnfold.statistics.graph.layers import Layer, Unmeasured
+from bnfold.statistics.graph.layer import Layer
+from bnfold.statistics.graph.layers import Unmeasured
 from bnfold.statistics.result import Counted, Statistics
 from bnfold.statistics.run.measure import Sample
 from bnfold.training import ChannelMoments

@@ -20,7 +20,8 @@ from bnfold.statistics.check import require_layers, subject_of
 from bnfold.statistics.data.paths import source_of
 from bnfold.statistics.data.preprocess import Preprocess
 from bnfold.statistics.estimate import Estimated, Estimator
-from bnfold.statistics.graph.layers import Layer, Unmeasured, survey
+from bnfold.statistics.graph.layer import Layer
+from bnfold.statistics.graph.layers import Unmeasured, survey
 from bnfold.statistics.graph.rewrite import put
 from bnfold.statistics.run.measure import Task
 from bnfold.training import MovingAverage

@@ -16,7 +16,8 @@ from bnfold.errors import InputsError
 from bnfold.files import staged
 from bnfold.statistics.data.paths import read_npz
 from bnfold.statistics.data.sources import Shard
-from bnfold.statistics.graph.layers import Layer, Unmeasured
+from bnfold.statistics.graph.layer import Layer
+from bnfold.statistics.graph.layers import Unmeasured
 from bnfold.statistics.judge.diagnosis import conclusions
 from bnfold.statistics.judge.verdict import Comparison, compare
 from bnfold.training import ChannelMoments

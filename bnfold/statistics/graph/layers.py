@@ -3,81 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.view import View, name_of
 from bnfold.statistics.graph import decomposed
+from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.slots import Slot, Statistic
-from bnfold.training import Running
-from bnfold.training.moments import Floats
-
-Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One batch norm: y = gain·(x - mean)/√(variance + epsilon) + bias, per channel.
-
-    Attributes:
-        name: as reports name it.
-        output: the name of the tensor y, which no other layer has.
-        tensor: the name of the tensor x.
-        axis: the axis of x that holds the channels, counted from the front.
-        rank: how many axes x has.
-        dtype: the type of x, as onnx_ir calls it: "FLOAT", "FLOAT16" and so on.
-        wave: 1 + the number of batch norms on the longest path in front of it.
-        parents: the outputs of the batch norms right in front of it.
-        mean: stored moving mean of shape (C,), in the unit of x.
-        variance: stored moving variance of shape (C,), in the unit of x squared.
-        gain: gamma of shape (C,).
-        bias: β of shape (C,).
-        epsilon: ε, in the unit of x squared.
-        note: what had to be assumed to read it, if anything.
-    """
-
-    name: str
-    output: str
-    tensor: str
-    axis: int
-    rank: int
-    dtype: str
-    wave: int
-    parents: tuple[str, ...]
-    mean: Floats = field(repr=False)
-    variance: Floats = field(repr=False)
-    gain: Floats = field(repr=False)
-    bias: Floats = field(repr=False)
-    epsilon: float
-    note: str = ""
-
-    @property
-    def deviation(self) -> Floats:
-        """√(variance + epsilon), what the layer divides by: the unit of every shift in a report."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.sqrt(self.variance + self.epsilon))
-
-    @property
-    def broken(self) -> Flags:
-        """The channels whose stored statistics no value can be normalized by."""
-        finite = np.isfinite(self.mean) & np.isfinite(self.variance)
-        return np.asarray(~(finite & (self.variance + self.epsilon > 0)))
-
-    def relative(self, new: Running) -> tuple[Floats, Floats]:
-        """How far other statistics are off: per channel, a shift in stored σ and a ratio of variances.
-
-        With ε in both variances, a channel that is dead in both counts as one that fits. A broken
-        channel has shift 0 and ratio 1: there is nothing to hold it against.
-        """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shift = (new.mean - self.mean) / self.deviation
-            ratio = (new.variance + self.epsilon) / (self.variance + self.epsilon)
-        return np.where(self.broken, 0.0, shift), np.where(self.broken, 1.0, ratio)
 
 
 @dataclass(frozen=True)
@@ -103,7 +40,26 @@ class Unmeasured:
 
 
 def survey(model: ir.Model) -> tuple[list[Found], list[Unmeasured]]:
-    """Find every batch norm of a model in graph order, and say which ones cannot be measured."""
+    """Find every batch norm of a model in graph order, and say which ones cannot be measured.
+
+    Statistics that a caller may replace at run time are taken as they are stored.
+    """
+    with _frozen(model):
+        return _survey(model)
+
+
+@contextmanager
+def _frozen(model: ir.Model) -> Iterator[None]:
+    """Let initializers be no graph inputs for a while."""
+    inputs = list(model.graph.inputs)
+    model.graph.inputs[:] = [value for value in inputs if not value.is_initializer()]
+    try:
+        yield
+    finally:
+        model.graph.inputs[:] = inputs
+
+
+def _survey(model: ir.Model) -> tuple[list[Found], list[Unmeasured]]:
     view = View(model)
     found: dict[ir.Node, Found] = {}
     left: list[Unmeasured] = []
@@ -131,6 +87,10 @@ def survey(model: ir.Model) -> tuple[list[Found], list[Unmeasured]]:
 _IN_FUNCTION = "It stands in a model-local function; inline it first: onnx.inliner.inline_local_functions."
 
 
+# Folding needs these, measuring does not: the statistics may be what has to be mended.
+_NO_HINDRANCE = (Reason.NOT_FINITE, Reason.BAD_VARIANCE, Reason.UNKNOWN_SHAPE)
+
+
 class _Left(Exception):  # noqa: N818  like Refused, an answer
     """Why a batch norm is left out."""
 
@@ -145,20 +105,20 @@ def _why(problem: Refused | _Left) -> str:
 
 
 def _read(view: View, node: ir.Node) -> Found:
-    """A BatchNormalization node; raises ``Refused`` where it is no map that other statistics would mend."""
+    """A BatchNormalization node; raises ``Refused`` where it is none at inference."""
     site = view.site(node)
     try:
         view.read(node)
     except Refused as refused:
-        mendable = refused.reason in (Reason.NOT_FINITE, Reason.BAD_VARIANCE)
-        if not mendable or not all(np.isfinite(site.const(index).exact).all() for index in (1, 2)):
+        numbers = all(np.isfinite(site.const(index).exact).all() for index in (1, 2))
+        if refused.reason not in _NO_HINDRANCE or not numbers or not view.facts.is_float(node.outputs[0]):
             raise
     gain, bias, mean, variance = (site.const(index).exact for index in range(1, 5))
     layer = Layer(
         **_place(view, node, node.inputs[0]),
         output=node.outputs[0].name or "",
         axis=1,
-        rank=len(site.shape(0)),
+        rank=len(view.facts.shape(site.input(0)) or ()),
         mean=mean,
         variance=variance,
         gain=gain,

@@ -8,8 +8,9 @@ import numpy as np
 
 from bnfold.statistics.judge.verdict import Comparison
 
-# How far, relatively, statistics may be from an explanation that is then given.
+# How far, relatively, statistics may be from an explanation that is then given, and what is worth one.
 _CLEARLY = 0.2
+_MUCH = 1.5
 
 
 def conclusions(judged: Sequence[Comparison]) -> list[str]:
@@ -79,4 +80,4 @@ def _factor(it: Comparison) -> float | None:
     logs = 0.5 * np.log(it.moments.variance[alive] / it.layer.variance[alive])
     factor = float(np.exp(np.median(logs)))
     uniform = float(np.median(np.abs(logs - np.log(factor)))) <= _CLEARLY
-    return factor if uniform and abs(np.log(factor)) > _CLEARLY else None
+    return factor if uniform and abs(np.log(factor)) > np.log(_MUCH) else None

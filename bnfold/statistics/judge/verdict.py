@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import InputsError
-from bnfold.statistics.graph.layers import Layer
+from bnfold.statistics.graph.layer import Layer
 from bnfold.training import ChannelMoments, Running
 from bnfold.training.moments import Floats
 

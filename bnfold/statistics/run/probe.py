@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bnfold.statistics.graph.layers import Layer
+from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.rewrite import add_initializer, fresh, names
 
 # Types to reduce in; half precision, which squares overflow, is widened first.
@@ -78,7 +78,7 @@ class _Tapping:
     def attach(self) -> Tap:
         """Measure."""
         (shape,) = self._node("Shape", [self.x])
-        if self.opset >= 14 and self.layer.axis == 1:
+        if self.opset >= 14 and self.layer.axis == 1 and self.layer.rank != 1:
             self.y, mean, variance = self._kernel()
         else:
             mean, variance = self._two_passes()
@@ -103,23 +103,27 @@ class _Tapping:
         return self._node("BatchNormalization", inputs, 3, **attributes)
 
     def _two_passes(self) -> tuple[ir.Value, ir.Value]:
-        self.mean = self._mean_of(self.wide)
-        (self.centred,) = self._node("Sub", [self.wide, self.mean])
+        x = self.wide
+        if not self.layer.rank:  # all axes behind the channels are as good as one
+            (x,) = self._node("Reshape", [x, self._constant(np.array([0, 0, -1]), ir.DataType.INT64)])
+        self.mean = self._mean_of(x)
+        (self.centred,) = self._node("Sub", [x, self.mean])
         self.variance = self._mean_of(self._node("Mul", [self.centred, self.centred])[0])
         return self.mean, self.variance
 
     def _by_hand(self) -> ir.Value:
-        shape = [-1 if axis == self.layer.axis else 1 for axis in range(self.layer.rank)]
+        shape = [-1 if axis == self.layer.axis else 1 for axis in range(self.layer.rank or 3)]
         gain, bias = (self._constant(each.reshape(shape)) for each in (self.layer.gain, self.layer.bias))
         epsilon = self._constant(np.array(self.layer.epsilon))
         (power,) = self._node("Add", [self.variance, epsilon])
         (deviation,) = self._node("Sqrt", [power])
         (unit,) = self._node("Div", [self.centred, deviation])
         (scaled,) = self._node("Mul", [unit, gain])
-        return self._node("Add", [scaled, bias])[0]
+        (y,) = self._node("Add", [scaled, bias])
+        return y if self.layer.rank else self._node("Reshape", [y, *self._node("Shape", [self.x])])[0]
 
     def _mean_of(self, value: ir.Value) -> ir.Value:
-        axes = [axis for axis in range(self.layer.rank) if axis != self.layer.axis]
+        axes = [axis for axis in range(self.layer.rank or 3) if axis != self.layer.axis]
         if self.opset < 18:
             return self._node("ReduceMean", [value], axes=axes, keepdims=1)[0]
         given = self._constant(np.array(axes), ir.DataType.INT64)
