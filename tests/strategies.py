@@ -292,6 +292,21 @@ def _prelu(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return g.node(x, op_type, x.name, g.const(g.numbers(g.layout(x))))
 
 
+@writes("Max", "Min", often=2)
+def _extremum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """With constants, tensors, or both; without broadcasting before opset 8."""
+    names = [x.name]
+    for _ in range(g.random.choice([1, 1, 1, 2])):
+        partner = _partner(g, x) if g.maybe(0.3) else None
+        if g.opset < 8:
+            alike = [t for t in g.tensors if t.shape == x.shape and t.static == x.static]
+            partner = g.random.choice(alike) if not all(x.static) or partner else None
+        constant = g.numbers(x.shape if g.opset < 8 else g.layout(x))
+        names.append(partner.name if partner else g.const(constant - g.random.choice([0.0, 1.0])))
+    g.random.shuffle(names)
+    return g.node(x, op_type, *names)
+
+
 @writes("Cast")
 def _cast(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     if g.maybe(0.2):

@@ -89,6 +89,10 @@ class Reason(Enum):
         "A scale is negative, which turns the activation around.",
         "Nothing: the sign is part of the trained weights.",
     )
+    ZERO_SCALE = (
+        "A scale is zero, and the operator's own constant would have to be divided by it.",
+        "Nothing: what a zero scale lets through cannot be told from its result.",
+    )
     OTHER_OPERAND = (
         "The map arrives at an input that cannot take it, such as a weight computed at run time.",
         "Nothing: the operator is not linear in that input alone.",
