@@ -633,6 +633,32 @@ def _concat(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(name, tuple(shape), tuple(static))
 
 
+@writes("Split", often=3)
+def _split(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """All parts are tensors to build on; mostly along the channels."""
+    axis = g.random.choice([min(1, x.rank - 1), g.below(x.rank)])
+    size = x.shape[axis]
+    if size < 2 or not x.static[axis]:
+        return None
+    first = g.random.randint(1, size - 1)
+    sizes = [first, size - first]
+    attributes: dict[str, object] = {"axis": axis - x.rank if g.opset >= 11 and g.maybe(0.3) else axis}
+    given = []
+    even = sizes[0] == sizes[1] or (g.opset >= 18 and sizes[0] == sizes[1] + 1)
+    if even and g.maybe(0.6):
+        attributes |= {"num_outputs": 2} if g.opset >= 18 else {}
+    elif g.opset < 13:
+        attributes["split"] = sizes
+    else:
+        given = [g.op.ints(*sizes)]
+    names = g.op.node(op_type, x.name, *given, outputs=2, **attributes)
+    shapes = [(*x.shape[:axis], n, *x.shape[axis + 1 :]) for n in sizes]
+    parts = [Tensor(name, shape, x.static) for name, shape in zip(names, shapes, strict=True)]
+    if g.maybe(0.9):
+        g.tensors.append(parts[0])
+    return parts[1]
+
+
 def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     axes = [axis for axis in range(x.rank) if axis != but]
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)

@@ -1059,3 +1059,26 @@ def test_nothing_to_do() -> None:
         result = fold(model)
         assert not result.report.rows
         assert result.model.graph == ir.serde.serialize_model(ir.serde.deserialize_model(model)).graph
+
+
+def test_split_with_a_returned_part_keeps_the_map() -> None:
+    """A map in front of a Split stays if one of the parts is promised to the caller."""
+
+    def write(op: Graph) -> list[str]:
+        a, b = op.Split(op.batch_norm(op.input("x", (1, 4, 6, 6))), axis=1, outputs=2)
+        return [op.Conv(a, op.weight(3, 2, 3, 3)), b]
+
+    result = fold(written(write))
+    assert not result.report.changed
+    assert Reason.GRAPH_OUTPUT in {refusal.reason for refusal in result.report.rows[0].refusals}
+
+
+def test_split_with_an_unread_part_passes_the_map() -> None:
+    """A part that nothing reads needs no home for its slice of the map, be it the first or the last."""
+    for kept in (0, 1):
+
+        def write(op: Graph, kept: int = kept) -> str:
+            parts = op.Split(op.batch_norm(op.input("x", (1, 4, 6, 6))), axis=1, outputs=2)
+            return str(op.Conv(parts[kept], op.weight(3, 2, 3, 3)))
+
+        assert not fold(written(write)).report.rows[0].refusals

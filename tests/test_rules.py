@@ -323,13 +323,25 @@ class Lone:
 
     def run(self, other: Mapping[int, Array]) -> Array:
         """The node's output, some of its inputs having other values."""
+        return self.run_all(other)[0]
+
+    def run_all(self, other: Mapping[int, Array]) -> list[Array]:
+        """Every output of the node, some of its inputs having other values."""
         feeds = {self.node.input[i]: array for i, array in {**self.data, **other}.items()}
-        return outputs_of(self.model, truth(self.model, feeds))[0]
+        values = truth(self.model, feeds)
+        return [values[name] for name in self.node.output]
 
     def pull(self, out: Affine) -> list[Moved]:
         """The rule's alternatives, none where it refuses."""
         try:
             return self.alternatives(self.rule.pull(self.site, out))
+        except Refused:
+            return []
+
+    def pull_all(self, outs: Mapping[int, Affine]) -> list[Moved]:
+        """The rule's alternatives for maps behind several outputs, none where it refuses."""
+        try:
+            return self.alternatives(self.rule.pull_all(self.site, Arriving(outs)))
         except Refused:
             return []
 
@@ -456,6 +468,27 @@ def test_push_is_an_equation(example: Example) -> None:
                 got = moved.output(node.changed(moved).output)
                 assert got.shape == expected.shape
                 assert_close(got, expected, largest([expected, got]))
+
+
+SEVERAL = [e for e in FOLDS if any(len(node.output) > 1 for node in e.model().graph.node)]
+
+
+@named(SEVERAL)
+def test_every_output_takes_its_map(example: Example) -> None:
+    """An operator with several outputs takes a map behind, and hands on a map to, each of them."""
+    for node in lone_nodes(example.name):
+        outputs = node.run_all({})
+        for maps in zip(*(maps_for(output.shape, seed) for seed, output in enumerate(outputs)), strict=False):
+            for moved in node.pull_all(dict(enumerate(maps))):
+                got = node.changed(moved).run_all({i: moved.inputs[i](node.data[i]) for i in moved.inputs})
+                for affine, output, array in zip(maps, outputs, got, strict=True):
+                    assert_close(array, affine(output), largest([array]))
+        for into in arrivals(node):
+            for moved in node.push(into):
+                expected = node.run_all({i: affine(node.data[i]) for i, affine in into.items()})
+                got = node.changed(moved).run_all({})
+                for index, affine in moved.outputs.items():
+                    assert_close(affine(got[index]), expected[index], largest(expected))
 
 
 @named(FOLDS)

@@ -209,7 +209,7 @@ class _Up:
         self.view = view
         self.plan = plan
         self.wanted: dict[ir.Value, tuple[Affine, list[tuple[ir.Node, int]]]] = {}
-        self.choice: tuple[ir.Node, ir.Value, Moved] | None = None
+        self.choice: tuple[ir.Node, Moved] | None = None
 
     def run(self) -> Plan:
         """Follow the demands; where one cannot be met, try the latest alternative that is left.
@@ -232,15 +232,14 @@ class _Up:
         if self.choice is not None:
             self._accept(*self.choice)
         while self.wanted:
-            value = max(self.wanted, key=self._place)
-            affine, readers = self.wanted.pop(value)
-            node = self._producer(value, readers)
+            node, outs = self._producer(max(self.wanted, key=self._place))
             if _affine(self.view, node) is not None:
-                with _at(node, value):
-                    self.bypass(node, affine)
+                with _at(node, node.outputs[0]):
+                    self.bypass(node, outs.only(0))
                 continue
-            self._mark(value)
-            self._pull(node, value, affine, left)
+            for index in outs:
+                self._mark(node.outputs[index])
+            self._pull(node, outs, left)
         return self.plan
 
     def bypass(self, node: ir.Node, affine: Affine) -> None:
@@ -260,9 +259,18 @@ class _Up:
         if value is not data:
             self.plan.changed.append(value)
 
-    def _producer(self, value: ir.Value, readers: list[tuple[ir.Node, int]]) -> ir.Node:
-        """The node that must produce the changed tensor, after all that the graph may object."""
+    def _producer(self, value: ir.Value) -> tuple[ir.Node, Arriving]:
+        """The node that must produce a changed tensor, and what each of its outputs must become."""
         node = value.producer()
+        outputs = [value] if node is None else [out for out in node.outputs if out in self.wanted]
+        for output in outputs:
+            self._check(output)
+        assert node is not None
+        return node, Arriving({output.index() or 0: self.wanted.pop(output)[0] for output in outputs})
+
+    def _check(self, value: ir.Value) -> None:
+        """Raise what the graph may object to a change of this tensor."""
+        node, (_, readers) = value.producer(), self.wanted[value]
         others = [node for node, index in readers_of(value) if (node, index) not in readers]
         with _at(node, value):
             require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
@@ -270,29 +278,26 @@ class _Up:
             require(node is not None, Reason.GRAPH_INPUT)
         with _at(others[0] if others else None, value):
             require(not others, Reason.OTHER_READER)
-        assert node is not None
-        with _at(node, value):
-            require(value is node.outputs[0], Reason.OTHER_OPERAND)
-        return node
 
-    def _pull(self, node: ir.Node, value: ir.Value, affine: Affine, left: list[_Up]) -> None:
+    def _pull(self, node: ir.Node, outs: Arriving, left: list[_Up]) -> None:
         """Ask the rule; of several alternatives take the first, and leave the others for later."""
-        with _at(node, value):
+        with _at(node, node.outputs[min(outs)]):
             site = self.view.site(node)
-            moved = self.view.rule(site).pull(site, affine)
+            moved = self.view.rule(site).pull_all(site, outs)
             choices = [moved] if isinstance(moved, Moved) else list(moved)
-        left.extend(self._fork((node, value, choice)) for choice in reversed(choices[1:]))
-        self._accept(node, value, choices[0])
+        left.extend(self._fork((node, choice)) for choice in reversed(choices[1:]))
+        self._accept(node, choices[0])
 
-    def _fork(self, choice: tuple[ir.Node, ir.Value, Moved]) -> _Up:
+    def _fork(self, choice: tuple[ir.Node, Moved]) -> _Up:
         """This walk as it stands, about to take another alternative."""
         other = _Up(self.view, self.plan.copy())
         other.choice = choice
         other.wanted = {value: (f, list(readers)) for value, (f, readers) in self.wanted.items()}
         return other
 
-    def _accept(self, node: ir.Node, value: ir.Value, moved: Moved) -> None:
+    def _accept(self, node: ir.Node, moved: Moved) -> None:
         self.plan.take(node, moved)
+        value = node.outputs[0]
         with _at(node, value):
             require(moved.may_stay or moved.output.is_identity, Reason.NEEDS_NO_SHIFT)
             if not moved.output.is_identity:
@@ -369,14 +374,15 @@ class _Down:
             site = self.view.site(node)
             moved = self.view.rule(site).push(site, maps)
         self.plan.take(node, moved)
-        value = node.outputs[0]
-        if moved.output.is_identity:
+        if moved.may_stay and not moved.output.is_identity:
+            self._absorb_behind(node.outputs[0], moved.output)
             return
-        if moved.may_stay:
-            self._absorb_behind(value, moved.output)
-        else:
-            self.plan.changed.append(value)
-            self.spread(value, moved.output)
+        for index, affine in {0: moved.output, **moved.outputs}.items():
+            value = node.outputs[index]
+            is_spare = len(node.outputs) > 1 and not (value.uses() or value.is_graph_output())
+            if not (affine.is_identity or is_spare):
+                self.plan.changed.append(value)
+                self.spread(value, affine)
 
     def _absorb_behind(self, value: ir.Value, shift: Affine) -> None:
         """Find a home for a shift right behind a layer without bias, or let it stay there.

@@ -35,6 +35,7 @@ class Moved:
         inputs: for each other input, the map that its value must take over (``pull``).
         output: the map that the output's readers must take over (``push``), or that has to stay
             behind the node (``pull``).
+        outputs: the same for the outputs behind the first, of which each has its own (``push``).
         becomes: the operator the node turns into, if it does not stay what it is.
         may_stay: whether ``output`` may stay behind the node as an Add of its own.
     """
@@ -42,12 +43,13 @@ class Moved:
     params: Mapping[int, Affine] = field(default_factory=dict)
     inputs: Mapping[int, Affine] = field(default_factory=dict)
     output: Affine = IDENTITY
+    outputs: Mapping[int, Affine] = field(default_factory=dict)
     becomes: Becomes | None = None
     may_stay: bool = False
 
 
 class Arriving(dict[int, Affine]):
-    """The maps that arrive at a node's inputs, by input; an input without one keeps its value."""
+    """The maps at a node's inputs (or outputs), by index; where there is none, the value stays."""
 
     def at(self, index: int) -> Affine:
         """The map at an input, the identity where none arrives."""
@@ -79,6 +81,10 @@ class Rule:
         May return several alternatives, best first.
         """
         raise Refused(Reason.NO_RULE)
+
+    def pull_all(self, site: Site, outs: Arriving) -> Moved | Iterable[Moved]:
+        """``pull`` with a map behind each output; most operators have but one that a map can follow."""
+        return self.pull(site, outs.only(0))
 
     def push(self, site: Site, into: Arriving) -> Moved:
         """``op ∘ into = rest ∘ op′``: how the node takes maps from in front of it."""

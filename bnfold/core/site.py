@@ -88,9 +88,9 @@ class Site:
         """
         return _known(self.facts.shape(self.input(index)))
 
-    def out_shape(self) -> Shape:
-        """The inferred shape of the first output; raises like ``shape``."""
-        return _known(self.facts.shape(self.node.outputs[0]))
+    def out_shape(self, index: int = 0) -> Shape:
+        """The inferred shape of an output; raises like ``shape``."""
+        return _known(self.facts.shape(self.node.outputs[index]))
 
 
 def _known(shape: Shape | None) -> Shape:
