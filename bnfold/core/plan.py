@@ -378,10 +378,11 @@ class _Down:
             self._absorb_behind(node.outputs[0], moved.output)
             return
         for index, affine in {0: moved.output, **moved.outputs}.items():
+            if affine.is_identity:
+                continue
             value = node.outputs[index]
-            is_spare = len(node.outputs) > 1 and not (value.uses() or value.is_graph_output())
-            if not (affine.is_identity or is_spare):
-                self.plan.changed.append(value)
+            self.plan.changed.append(value)
+            if len(node.outputs) == 1 or value.uses() or value.is_graph_output():
                 self.spread(value, affine)
 
     def _absorb_behind(self, value: ir.Value, shift: Affine) -> None:
