@@ -120,7 +120,8 @@ def _fate(row: Row) -> list[str]:
     into = f"into {_list(row.into)}" if row.into else "away: it changed nothing"
     through = f" through {_list(row.through)}" if row.through else ""
     leaves = f"; the shift stays as {_list(row.leaves)}" if row.leaves else ""
-    return [f"folded {row.direction} {into}{through}{leaves}"]
+    copies = f"; other readers read a copy of {_list(row.copies)}" if row.copies else ""
+    return [f"folded {row.direction} {into}{through}{leaves}{copies}"]
 
 
 def _refused(refusal: Refusal) -> str:

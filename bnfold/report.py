@@ -51,6 +51,7 @@ class Row:
         into: the nodes whose constants took the map, as "name (OpType)".
         through: the nodes it passed on the way.
         leaves: affine nodes that stay in its place, as "name (OpType)".
+        copies: nodes of which a copy serves the other readers, as "name (OpType)".
         refusals: for a kept one, one refusal per direction.
         per_channel: whether the map differs between channels.
     """
@@ -62,6 +63,7 @@ class Row:
     into: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     per_channel: bool = True
 
@@ -83,6 +85,7 @@ class Row:
             "into": list(self.into),
             "through": list(self.through),
             "leaves": list(self.leaves),
+            "copies": list(self.copies),
             "refusals": [refusal.to_dict() for refusal in self.refusals],
         }
 

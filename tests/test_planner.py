@@ -82,6 +82,11 @@ def conv(op: Graph, x: str, channels: int = 3) -> str:
     return str(op.Conv(x, op.weight(channels, 3, 1, 1)))
 
 
+def large_conv(op: Graph) -> str:
+    """A layer that is too expensive to be copied for a map."""
+    return str(op.Conv(op.input("x", (2, 3, 8, 8)), op.weight(3, 3, 3, 3), pads=[1, 1, 1, 1]))
+
+
 def image(op: Graph, name: str = "x") -> str:
     return op.input(name, (2, 3, 4, 4))
 
@@ -145,7 +150,7 @@ def hazard(reason: Reason, direction: str, node: str = "", **options: Any) -> Ca
 
 @hazard(Reason.GRAPH_OUTPUT, "up", "Conv")
 def output_in_the_way(op: Graph) -> Sequence[str]:
-    y = conv(op, image(op))
+    y = large_conv(op)
     return y, op.batch_norm(y)
 
 
@@ -162,14 +167,26 @@ def nothing_in_front(op: Graph) -> str:
 
 @hazard(Reason.OTHER_READER, "up", "Sigmoid")
 def other_reader(op: Graph) -> Sequence[str]:
-    y = conv(op, image(op))
+    y = large_conv(op)
     return op.batch_norm(y), op.Sigmoid(y)
 
 
 @hazard(Reason.OTHER_READER, "up", "Sigmoid")
 def reader_in_a_body(op: Graph) -> Sequence[str]:
-    y = conv(op, image(op))
+    y = large_conv(op)
     return op.batch_norm(y), branch(op, lambda then: then.Sigmoid(y), lambda other: other.Sigmoid(y))
+
+
+@hazard(Reason.INVERSE_FOR_SIBLINGS, "up", "Conv")
+def reader_that_could_undo_it(op: Graph) -> Sequence[str]:
+    y = large_conv(op)
+    return op.Sigmoid(op.batch_norm(y)), conv(op, y)
+
+
+@hazard(Reason.INVERSE_FOR_SIBLINGS, "up", "BatchNormalization")
+def another_batch_norm(op: Graph) -> Sequence[str]:
+    y = large_conv(op)
+    return [op.Sigmoid(op.batch_norm(y)) for _ in range(2)]
 
 
 @hazard(Reason.SUBGRAPH, "down", "Conv")

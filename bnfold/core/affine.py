@@ -60,6 +60,10 @@ class Affine:
         """Whether the map changes nothing."""
         return not (self.scales or self.shifts)
 
+    def inverse(self) -> Affine:
+        """The map that undoes this one, whose scale is nowhere zero."""
+        return Affine(1.0 / self.scale, -self.shift / self.scale)
+
     @property
     def linear(self) -> Affine:
         """The map without its shift."""

@@ -77,6 +77,8 @@ class Writer:
         """
         params = dict(self._params(plan))
         made = dict(self._leftovers(plan))
+        for node, readers in plan.copies.items():
+            self._copy(node, readers)
         changes = [self._replace(node, index, const) for (node, index), const in params.items()]
         for node, becomes in plan.becomes.items():
             self._become(node, becomes.op_type, becomes.attributes)
@@ -169,6 +171,29 @@ class Writer:
         self.view.facts.shapes[value] = const.shape
         self.view.facts.dtypes[value] = const.dtype
         return value
+
+    def _copy(self, node: ir.Node, readers: list[tuple[ir.Node, int]]) -> None:
+        """Let everything but these readers read an untouched copy, which takes over all names."""
+        value, graph = node.outputs[0], node.graph
+        assert isinstance(graph, ir.Graph)
+        twin = ir.Node(
+            node.domain,
+            node.op_type,
+            node.inputs,
+            node.attributes.values(),
+            version=node.version,
+            name=node.name,
+        )
+        output, name = twin.outputs[0], value.name
+        value.replace_all_uses_with(output, replace_graph_outputs=True)
+        for reader, index in readers:
+            reader.replace_input_with(index, value)
+        _declare_like(output, value)
+        value.name, node.name = self._fresh(f"{name}_folded"), self._fresh(f"{node.name}_folded")
+        output.name = name
+        graph.insert_after(node, twin)
+        self.view.facts.copy(value, output)
+        self.view.place_behind(twin, node)
 
     def _become(self, node: ir.Node, op_type: str, attributes: Mapping[str, Any]) -> None:
         node.op_type = op_type

@@ -10,10 +10,13 @@ import onnx_ir as ir
 
 from bnfold.core.affine import Affine
 from bnfold.core.apply import Change, Writer
-from bnfold.core.plan import Blocked, Direction, Plan, gaining, go_down, go_up, merge
+from bnfold.core.plan import Blocked, Direction, Plan, gaining
 from bnfold.core.profit import worthwhile
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.view import View, name_of
+from bnfold.core.walk.down import go_down
+from bnfold.core.walk.merge import merge
+from bnfold.core.walk.up import go_up
 from bnfold.report import Refusal, Report, Row
 
 Walk = Callable[[View, ir.Node], Plan]
@@ -135,13 +138,14 @@ class Engine:
             rows += [self.rows[node] for node in plan.restated if node in self.rows]
         _, affine = self.view.read(plan.seed)
         name = name_of(plan.seed)
+        copied = tuple(describe(node) for node in plan.copies)
         changes, left = writer.carry_out(plan)
         self.folds.append(Fold(name, plan.direction.value, affine, changes))
         for row in rows:
             row.status = "merged" if merged else "folded"
             row.direction = "" if merged else plan.direction.value
             row.into, row.through, row.refusals = into, through, ()
-            row.leaves = tuple(describe(node) for node in left)
+            row.leaves, row.copies = tuple(describe(node) for node in left), copied
 
     def _count(self) -> dict[str, int]:
         return dict(sorted(Counter(node.op_type for node in self.view.nodes()).items()))

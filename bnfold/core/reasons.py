@@ -123,6 +123,10 @@ class Reason(Enum):
         "Another operator reads the tensor that would change.",
         "A map on every reader's path, or a layer of its own for this one.",
     )
+    INVERSE_FOR_SIBLINGS = (
+        "The tensor's other readers would have to undo the map, which divides by its scales and rounds anew.",
+        "A layer of its own for this map.",
+    )
     SUBGRAPH = (
         "The map would have to cross the border of an If, Loop or Scan body.",
         "Nothing, unless the body is inlined.",

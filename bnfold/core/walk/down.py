@@ -1,0 +1,122 @@
+"""Towards the readers: each is asked to apply the maps that arrive at it.
+
+A node is visited once everything in front of it has been, so that maps wait where branches meet. The
+walk is a loop over a heap of graph positions, so no graph is too deep.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+import onnx_ir as ir
+
+from bnfold.core.affine import Affine
+from bnfold.core.plan import Blocked, Direction, Plan, at
+from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.rule import Arriving
+from bnfold.core.view import View, readers_of
+from bnfold.core.walk import affine_of
+
+# Through how many layers without bias a shift is handed on in search of a home.
+_MAX_DEPTH = 20
+
+
+def go_down(view: View, seed: ir.Node) -> Plan:
+    """Plan to move the map of ``seed`` into the operators behind it; raises like ``go_up``."""
+    walk = _Down(view, Plan(seed, Direction.DOWN))
+    with at(seed):
+        _, affine = view.read(seed)
+    walk.plan.bypassed.append(seed)
+    walk.spread(seed.outputs[0], affine)
+    return walk.run()
+
+
+class _Down:
+    """A walk towards the readers; ``arriving`` holds the maps at each node not yet visited."""
+
+    def __init__(self, view: View, plan: Plan, depth: int = 0) -> None:
+        self.view = view
+        self.plan = plan
+        self.depth = depth
+        self.arriving: dict[ir.Node, Arriving] = {}
+        self._heap: list[tuple[float, int, ir.Node]] = []
+        self._tick = count()
+
+    def run(self) -> Plan:
+        """Visit readers, first one first, until no map is on its way any more."""
+        while self._heap:
+            node = heapq.heappop(self._heap)[-1]
+            maps = self.arriving.pop(node)
+            with at(node):
+                # A walk of its own for some shift came by here: two maps may meet, apart from each other.
+                require(node not in self.plan.path, Reason.BRANCHES_DIFFER)
+            known = affine_of(self.view, node)
+            if known is None:
+                self._push(node, maps)
+            else:
+                self._pass(node, maps, *known)
+        return self.plan
+
+    def spread(self, value: ir.Value, affine: Affine) -> None:
+        """All readers of ``value`` now have to apply ``affine`` themselves."""
+        uses = list(readers_of(value))
+        with at(value.producer(), value):
+            require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
+            require(bool(uses), Reason.NO_READER)
+        for node, index in uses:
+            with at(node, value):
+                require(node.graph is self.plan.seed.graph, Reason.SUBGRAPH)
+            if node not in self.arriving:
+                self.arriving[node] = Arriving()
+                heapq.heappush(self._heap, (self.view.position(node), next(self._tick), node))
+            self.arriving[node][index] = affine
+
+    def _pass(self, node: ir.Node, maps: Arriving, index: int, own: Affine) -> None:
+        with at(node):
+            affine = (own @ maps.only(index)).collapsed()
+        self.plan.path.append(node)
+        if self.depth and not own.scales:
+            self.plan.restated[node] = affine
+        else:
+            self.plan.bypassed.append(node)
+            self.spread(node.outputs[0], affine)
+
+    def _push(self, node: ir.Node, maps: Arriving) -> None:
+        with at(node):
+            site = self.view.site(node)
+            moved = self.view.rule(site).push(site, maps)
+        self.plan.take(node, moved)
+        if moved.may_stay and not moved.output.is_identity:
+            self._absorb_behind(node.outputs[0], moved.output)
+            return
+        for index, affine in {0: moved.output, **moved.outputs}.items():
+            if affine.is_identity:
+                continue
+            value = node.outputs[index]
+            self.plan.changed.append(value)
+            if len(node.outputs) == 1 or value.uses() or value.is_graph_output():
+                self.spread(value, affine)
+
+    def _absorb_behind(self, value: ir.Value, shift: Affine) -> None:
+        """Find a home for a shift right behind a layer without bias, or let it stay there.
+
+        The search is a walk of its own: where it fails, only the shift stays.
+        """
+        walk = _Down(self.view, Plan(self.plan.seed, Direction.DOWN), self.depth + 1)
+        try:
+            require(walk.depth <= _MAX_DEPTH, Reason.COSTS_A_NODE)
+            walk.spread(value, shift)
+            found = walk.run()
+        except (Blocked, Refused):
+            self.plan.stays[value] = shift
+            return
+        if found.touched() & (self.plan.touched() | set(self.arriving)):
+            self.plan.stays[value] = shift
+            return
+        self.plan.changed.append(value)
+        for name, items in vars(found).items():
+            if isinstance(items, dict):
+                getattr(self.plan, name).update(items)
+            elif isinstance(items, list):
+                getattr(self.plan, name).extend(items)

@@ -1,0 +1,39 @@
+"""Along a run of affine nodes that find no home: they are stated as one."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnfold.core.affine import Affine
+from bnfold.core.plan import Direction, Plan, at
+from bnfold.core.reasons import Reason, require
+from bnfold.core.view import View, readers_of
+from bnfold.core.walk import affine_of
+
+
+def merge(view: View, seed: ir.Node) -> Plan:
+    """Plan to state the whole run of affine nodes that begins at ``seed`` as one; raises like ``go_up``."""
+    plan = Plan(seed, Direction.MERGE)
+    with at(seed):
+        _, affine = view.read(seed)
+        require(not view.portable, Reason.NO_GAIN)
+    node, run = seed, [seed]
+    while (behind := _next_of_run(view, node)) is not None:
+        joined = (behind[1] @ affine).collapsed()
+        if joined.volume > affine.volume + behind[1].volume:
+            break
+        node, affine = behind[0], joined
+        run.append(node)
+    with at(seed):
+        require(len(run) > 1, Reason.NO_GAIN)
+    plan.bypassed, plan.restated, plan.path = run[:-1], {node: affine}, run[1:]
+    return plan
+
+
+def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
+    value = node.outputs[0]
+    uses = list(readers_of(value))
+    if value.is_graph_output() or len(uses) != 1 or uses[0][0].graph is not node.graph:
+        return None
+    known = affine_of(view, uses[0][0])
+    return None if known is None else (uses[0][0], known[1])
