@@ -116,6 +116,7 @@ def gaining(view: View, plan: Plan) -> Plan:
                 raise Refused(Reason.COSTS_A_NODE)
             after.append(left.weight)
     with at(plan.path[-1] if plan.path else plan.seed):
-        require(len(after) + len(plan.copies) <= len(before), Reason.COSTS_A_NODE)
+        require(len(after) <= len(before), Reason.COSTS_A_NODE)
+        require(len(after) + len(plan.copies) <= len(before), Reason.OTHER_READER)
         require(sum(after) < sum(before), Reason.NO_GAIN)
     return plan

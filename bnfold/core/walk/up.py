@@ -50,7 +50,7 @@ def _check_heir(view: View, plan: Plan) -> None:
     if plan.seed.outputs[0].is_graph_output():
         require(heir.producer() is not None, Reason.GRAPH_INPUT)
         require(heir.graph is plan.seed.graph, Reason.SUBGRAPH)
-        require(not heir.is_graph_output(), Reason.GRAPH_OUTPUT)
+        require(not heir.is_graph_output() or heir.producer() in plan.copies, Reason.GRAPH_OUTPUT)
 
 
 class _Up:
