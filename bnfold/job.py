@@ -149,7 +149,9 @@ def _deliver(path: Path, target: Path, model: ir.Model | None, order: Order, out
             shutil.copyfile(path, temporary)
         else:
             files.write(files.load(path), temporary)
-        outcome.bytes_after = sum(each.stat().st_size for each in temporary.parent.iterdir())
+        outcome.bytes_after = sum(
+            each.stat().st_size for each in temporary.parent.rglob("*") if each.is_file()
+        )
         if model is not None and order.verify:
             order.say(f"verifying {target.name}")
             _prove(path, temporary, order, outcome)

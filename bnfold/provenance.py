@@ -17,9 +17,10 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from bnfold import files
-from bnfold.core.apply import Change, stored
+from bnfold.core.apply import Change
 from bnfold.core.constants import Const
 from bnfold.core.engine import Fold
+from bnfold.core.rounding import stored
 from bnfold.errors import BnfoldError, InputsError
 
 SCHEMA_VERSION = 1
@@ -60,20 +61,18 @@ def restore(result: ir.Model, made: Mapping[str, Any]) -> ir.Model:
         held = {digest: tensor for tensor, digest in _constants(result)}
         data = {**_quoted(made), **undo["data"]}
         proto = onnx.load_model_from_string(base64.b64decode(undo["model"]))
-        external = {}
+        folder = None
         for each in proto.graph.initializer:
             digest = undo["constants"].get(each.name)
             tensor = held.get(digest)
             if isinstance(tensor, ir.ExternalTensor) and tensor.name == each.name:
-                external[each.name] = tensor
+                each.CopyFrom(ir.serde.serialize_tensor(tensor))
+                folder = tensor.base_dir
             elif digest is not None:
                 each.raw_data = base64.b64decode(data[digest]) if tensor is None else tensor.tobytes()
-        model = files.from_proto(proto, None)
+        return files.from_proto(proto, folder)
     except (AttributeError, BnfoldError, KeyError, TypeError, ValueError, DecodeError) as error:
         raise InputsError(f"The map is damaged ({type(error).__name__}: {error}).") from error
-    for name, tensor in external.items():
-        model.graph.initializers[name].const_value = tensor
-    return model
 
 
 def fingerprint(model: ir.Model) -> str:

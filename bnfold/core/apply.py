@@ -6,17 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.core.affine import Array
 from bnfold.core.constants import Const
 from bnfold.core.leftover import Leftover, leftover
 from bnfold.core.plan import Blocked, Direction, Plan
-from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import FLOATS
+from bnfold.core.reasons import Refused
+from bnfold.core.rounding import stored
 from bnfold.core.view import View, name_of
 
 
@@ -37,16 +33,12 @@ class Change:
     new: tuple[str, Const]
 
 
-# How many values of a constant are computed at a time.
-_BLOCK = 1 << 16
-
-
 @dataclass(frozen=True)
 class Made:
     """An affine node that is to stay, with its constants already rounded."""
 
     left: Leftover
-    consts: list[tuple[Const, Any]]
+    consts: list[tuple[Const, ir.TensorProtocol]]
 
 
 @dataclass
@@ -110,7 +102,7 @@ class Writer:
                 if node.graph is not None:
                     node.graph.remove(node, safe=True)
 
-    def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], tuple[Const, Any]]]:
+    def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], tuple[Const, ir.TensorProtocol]]]:
         for (node, index), edit in plan.params.items():
             absent = not self.view.site(node).has(index)
             if edit.is_identity or (absent and not edit.shifts):
@@ -142,12 +134,12 @@ class Writer:
             except Refused as refused:
                 raise Blocked(refused.reason, value.producer(), value) from refused
 
-    def _replace(self, node: ir.Node, index: int, made: tuple[Const, Any]) -> Change:
-        const, data = made
+    def _replace(self, node: ir.Node, index: int, made: tuple[Const, ir.TensorProtocol]) -> Change:
+        const, tensor = made
         old = node.inputs[index] if index < len(node.inputs) else None
         before = None if old is None else (old.name or "", self.view.constants.get(old))
         name = f"{name_of(node)}_bias" if old is None else old.name
-        new = self._constant(f"{name}_folded", const, data)
+        new = self._constant(f"{name}_folded", const, tensor)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
@@ -155,15 +147,15 @@ class Writer:
             self._loose.append(old)
         return Change(name_of(node), index, before, (new.name or "", const))
 
-    def _constant(self, name: str, const: Const, data: Any) -> ir.Value:
+    def _constant(self, name: str, const: Const, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a new initializer in the main graph, where every body can read it.
 
         Before IR version 4 an initializer has to be an input, which a body's cannot be.
         """
         graph = self.view.model.graph
         name = self._fresh(name)
-        tensor = ir.Tensor(data, dtype=const.dtype, name=name)
-        value = ir.val(name, const.dtype, tensor.shape, const_value=tensor)
+        tensor.name = name
+        value = ir.val(name, const.dtype, const.shape, const_value=tensor)
         graph.register_initializer(value)
         if self.view.model.ir_version < 4:
             graph.inputs.append(value)
@@ -242,8 +234,8 @@ class Writer:
     def _register(self, value: ir.Value, made: Made) -> list[ir.Value]:
         stems = {"Add": ["shift"], "Mul": ["scale"]}.get(made.left.op_type, ["scale", "shift", "mean", "var"])
         return [
-            self._constant(f"{value.name}_{stem}", const, data)
-            for stem, (const, data) in zip(stems, made.consts, strict=True)
+            self._constant(f"{value.name}_{stem}", const, tensor)
+            for stem, (const, tensor) in zip(stems, made.consts, strict=True)
         ]
 
     def _bypass(self, node: ir.Node, takes_name: bool) -> None:
@@ -285,80 +277,3 @@ def _declare_like(value: ir.Value, output: ir.Value) -> None:
     value.type, value.shape, value.doc_string = output.type, output.shape, output.doc_string
     value.metadata_props.clear()
     value.metadata_props.update(output.metadata_props)
-
-
-def stored(const: Const) -> npt.NDArray[Any]:
-    """Round a constant from float64 to the type it is stored in, once.
-
-    Returns:
-        An array of ``const.shape`` in ``const.dtype``.
-
-    Raises:
-        Refused: ``NOT_FLOAT`` for integers, ``NOT_FINITE`` if the exact values are not finite,
-            ``OVERFLOWS`` if the rounded ones are not, ``PRECISION_LOST`` if underflow costs more
-            than 2 ulp of a channel's largest magnitude.
-    """
-    require(const.dtype in FLOATS, Reason.NOT_FLOAT)
-    rounded = np.empty(const.shape, const.dtype.numpy())
-    axes, largest = _axes_within_channel(const), []
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for rows, exact in _blocks(const):
-            rounded[rows] = exact
-            largest.append(np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0))
-    info = _finfo(const.dtype)
-    require(bool(all(np.isfinite(part).all() for part in largest)), Reason.NOT_FINITE)
-    biggest = max((float(part.max(initial=0.0)) for part in largest), default=0.0)
-    require(biggest <= info.max or bool(np.isfinite(rounded.astype(np.float64)).all()), Reason.OVERFLOWS)
-    if any(np.any((part > 0) & (part < info.tiny)) for part in largest):
-        _check_underflow(const, rounded, axes, info)
-    return rounded
-
-
-def _blocks(const: Const) -> Iterator[tuple[Any, Array]]:
-    """The exact values in float64, some rows at a time: a block stays in the processor's cache."""
-    base, edit = np.broadcast_to(const.base, const.shape), const.edit
-    if not const.shape:
-        yield (), np.asarray(edit(base))
-        return
-    scale, shift = (np.broadcast_to(array, const.shape) for array in (edit.scale, edit.shift))
-    step = max(1, _BLOCK * const.shape[0] // max(1, base.size))
-    for start in range(0, const.shape[0], step):
-        rows = slice(start, start + step)
-        block = base[rows].astype(np.float64)
-        if edit.scales:
-            block *= scale[rows]
-        if edit.shifts:
-            block += shift[rows]
-        yield rows, block
-
-
-def _axes_within_channel(const: Const) -> tuple[int, ...]:
-    """The axes of one channel: a slice of the constant on which the map is the same everywhere.
-
-    The entries of a vector (a bias) are judged together: each is added to a channel whose weights
-    are judged by themselves.
-    """
-    rank = len(const.shape)
-    varying = {axis + rank - const.edit.rank for axis in const.edit.linear.sizes()} if rank > 1 else set()
-    return tuple(axis for axis in range(rank) if axis not in varying)
-
-
-def _check_underflow(
-    const: Const, rounded: npt.NDArray[Any], axes: tuple[int, ...], info: _FloatInfo
-) -> None:
-    exact = np.broadcast_to(const.exact, const.shape)
-    largest = np.max(np.abs(exact), axis=axes, keepdims=True, initial=0.0)
-    lost = np.max(np.abs(rounded.astype(np.float64) - exact), axis=axes, keepdims=True, initial=0.0)
-    require(bool(np.all((largest >= info.tiny) | (lost <= 2 * info.eps * largest))), Reason.PRECISION_LOST)
-
-
-@dataclass(frozen=True)
-class _FloatInfo:
-    max: float
-    tiny: float
-    eps: float
-
-
-def _finfo(dtype: ir.DataType) -> _FloatInfo:
-    info = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
-    return _FloatInfo(float(info.max), float(info.tiny), float(info.eps))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -11,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.core import external
 from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.evaluate import evaluate, literal
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import Facts, opset_of
+from bnfold.core.shapes import FLOATS, Facts, opset_of
 from bnfold.errors import InvalidModelError
 
 # Deterministic operators that exporters put between a stored constant and its reader.
@@ -58,6 +58,10 @@ _MAX_DEPTH = 200
 _MAX_BYTES = 1 << 31
 
 
+# From this size on a constant in a file of its own is read when, and as far as, it is asked for.
+_LARGE_BYTES = 1 << 20
+
+
 @dataclass(frozen=True, eq=False)
 class Const:
     """One constant tensor: what is stored, and the map already folded into it.
@@ -68,21 +72,29 @@ class Const:
     Attributes:
         shape: of the tensor as it is now, map included.
         dtype: the type the tensor is stored in.
-        base: the stored values in their own type (a scalar 0 for a bias that was absent).
+        source: the stored values in their own type (a scalar 0 for a bias that was absent), or the
+            large tensor in a file that holds them.
         edit: the map on ``base`` whose result this constant is.
     """
 
     shape: tuple[int, ...]
     dtype: ir.DataType
-    base: npt.NDArray[Any]
+    source: npt.NDArray[Any] | ir.ExternalTensor
     edit: Affine = IDENTITY
-    tensor: ir.TensorProtocol | None = None
 
     @classmethod
     def stored(cls, tensor: ir.TensorProtocol) -> Const:
-        """A constant that no map has touched."""
+        """A constant that no map has touched; a large one in a file is not read yet."""
+        dtype = ir.DataType(tensor.dtype)
+        if isinstance(tensor, ir.ExternalTensor) and dtype in FLOATS:
+            external.check(tensor)
+            shape = tuple(tensor.shape.numpy())
+            large = tensor.nbytes > _LARGE_BYTES
+            return cls(
+                shape, dtype, tensor if large else external.read(tensor, 0, prod(shape)).reshape(shape)
+            )
         array = tensor.numpy()
-        return cls(tuple(array.shape), ir.DataType(tensor.dtype), array, tensor=tensor)
+        return cls(tuple(array.shape), dtype, array)
 
     @classmethod
     def absent(cls, dtype: ir.DataType) -> Const:
@@ -90,11 +102,32 @@ class Const:
         return cls((), dtype, np.zeros((), np.float64))
 
     @property
+    def on_disk(self) -> bool:
+        """Whether the stored values are in a file, not in memory."""
+        return isinstance(self.source, ir.ExternalTensor)
+
+    @property
+    def base(self) -> npt.NDArray[Any]:
+        """The stored values in their own type, read anew by each call if they are on disk."""
+        if not isinstance(self.source, ir.ExternalTensor):
+            return self.source
+        shape = tuple(self.source.shape.numpy())
+        return external.read(self.source, 0, prod(shape)).reshape(shape)
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """The stored values of these places of the first axis, broadcast against ``shape``."""
+        if isinstance(self.source, ir.ExternalTensor) and self.source.shape.numpy() == self.shape:
+            row = prod(self.shape[1:])
+            stop = min(stop, self.shape[0])
+            return external.read(self.source, start * row, (stop - start) * row).reshape(-1, *self.shape[1:])
+        return np.broadcast_to(self.base, self.shape)[start:stop]
+
+    @property
     def rank(self) -> int:
         """The number of axes."""
         return len(self.shape)
 
-    @cached_property
+    @property
     def exact(self) -> Array:
         """The values in float64, unrounded."""
         base = self.base.astype(np.float64)
@@ -113,7 +146,7 @@ class Const:
                 f"a constant of shape {list(self.shape)} does not fit the layer it belongs to; "
                 "export the model again."
             ) from error
-        return Const(shape, self.dtype, self.base, edit @ self.edit)
+        return Const(shape, self.dtype, self.source, edit @ self.edit)
 
 
 @dataclass
