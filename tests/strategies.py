@@ -307,6 +307,21 @@ def _extremum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return g.node(x, op_type, *names)
 
 
+@writes("Where", often=2)
+def _where(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """A mask that is constant or not; the other operand is a tensor or a constant."""
+    if g.opset < 9:
+        return None
+    if g.maybe(0.4):
+        mask = g.op.const(g.values.integers(0, 2, g.layout(x)), TensorProto.BOOL)
+    else:
+        mask = g.op.Less((_partner(g, x) or x).name, g.op.const(0.25))
+    partner = _partner(g, x) if g.maybe(0.5) else None
+    names = [x.name, partner.name if partner else g.const(g.numbers(g.layout(x)))]
+    g.random.shuffle(names)
+    return g.node(x, op_type, mask, *names)
+
+
 @writes("Cast")
 def _cast(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     if g.maybe(0.2):

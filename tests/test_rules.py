@@ -62,7 +62,7 @@ SECOND_GUARD = {
     # A node in training returns more than one output, which is refused by itself.
     "read.batch_norm:training_mode": {Reason.TRAINING_OUTPUTS},
     # What is divided by zero is refused once more where it would be stored.
-    "pointwise.max_min:zero_in_front": {Reason.NOT_FINITE, Reason.OVERFLOWS},
+    "pointwise.choice:zero_in_front": {Reason.NOT_FINITE, Reason.OVERFLOWS},
     # Infinite maps are refused once more where they would be stored, and NaN equals nothing.
     "read.batch_norm:no_variance": {Reason.NOT_FINITE, Reason.BRANCHES_DIFFER, Reason.OVERFLOWS},
     "read.batch_norm:broken_scale": {Reason.BRANCHES_DIFFER, Reason.OVERFLOWS},
