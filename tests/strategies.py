@@ -674,6 +674,84 @@ def _split(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return parts[1]
 
 
+@writes("Slice", often=3)
+def _slice(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Some axes, forwards or, from opset 10 on, backwards; ends may lie beyond the tensor."""
+    axes = [a for a in g.axes(x.rank) if x.static[a]] or [x.rank - 1]
+    if not x.static[axes[0]]:
+        return None
+    shape, rows = list(x.shape), []
+    for axis in axes:
+        n = x.shape[axis]
+        start, count = g.below(n), g.random.randint(1, n)
+        step = g.random.choice([1, 1, 2, -1, -2]) if g.opset >= 10 else 1
+        end = start + step * count
+        shape[axis] = len(range(start, max(-1, min(end, n)), step))
+        end = end - n if 0 <= end < n and g.maybe(0.3) else end if end >= 0 else -100
+        rows.append(
+            (start - n if g.maybe(0.3) else start, end, axis - x.rank if g.maybe(0.3) else axis, step)
+        )
+    starts, ends, written, steps = (list(column) for column in zip(*rows, strict=True))
+    if g.opset < 10:
+        name = g.op.node(op_type, x.name, starts=starts, ends=ends, axes=written)
+    else:
+        more = [g.op.ints(*steps)] if g.maybe(0.3) or set(steps) != {1} else []
+        name = g.op.node(op_type, x.name, *(g.op.ints(*c) for c in (starts, ends, written)), *more)
+    return Tensor(name, tuple(shape), x.static)
+
+
+@writes("Gather", often=3)
+def _gather(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Constant indices of any rank, or some that are known at run time only; also from a table."""
+    axis = g.below(x.rank)
+    n = x.shape[axis]
+    if not x.static[axis]:
+        return None
+    order = g.values.permutation(n)[: g.random.randint(1, n)] - g.random.choice(
+        [0, n if g.opset >= 11 else 0]
+    )
+    if g.maybe(0.2):
+        order = g.values.integers(0, n, g.random.choice([(), (2,), (2, 2)]))
+    indices, picked, known = g.op.const(order, TensorProto.INT64), order.shape, (True,) * order.ndim
+    small = [t for t in g.tensors if t.rank < 3]
+    if small and n > 1 and g.maybe(0.2):
+        other = g.random.choice(small)
+        indices = g.op.Cast(g.op.Sigmoid(other.name), to=TensorProto.INT64)
+        picked, known = other.shape, other.static
+    shape = (*x.shape[:axis], *picked, *x.shape[axis + 1 :])
+    static = (*x.static[:axis], *known, *x.static[axis + 1 :])
+    if not shape or len(shape) > 5:
+        return None
+    written = axis - x.rank if g.opset >= 11 and g.maybe(0.3) else axis
+    return Tensor(g.op.node(op_type, x.name, indices, axis=written), shape, static)
+
+
+@writes("GatherElements", "ReverseSequence")
+def _within_an_axis(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if g.opset < 11 or x.rank < 2 or not all(x.static):
+        return None
+    if op_type == "ReverseSequence":
+        time = g.below(2)
+        lengths = g.values.integers(1, x.shape[time] + 1, x.shape[1 - time])
+        lengths_name = g.op.const(lengths, TensorProto.INT64)
+        return g.node(x, op_type, x.name, lengths_name, time_axis=time, batch_axis=1 - time)
+    axis = g.below(x.rank)
+    shape = tuple(n if a != axis and g.maybe(0.8) else g.random.randint(1, n) for a, n in enumerate(x.shape))
+    indices = g.op.const(g.values.integers(-x.shape[axis], x.shape[axis], shape), TensorProto.INT64)
+    return Tensor(g.op.node(op_type, x.name, indices, axis=axis), shape, x.static)
+
+
+@writes("GatherND")
+def _gather_nd(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    depth = g.random.randint(1, 2)
+    if g.opset < 11 or depth >= x.rank or not all(x.static[:depth]):
+        return None
+    count = g.random.choice([2, 3])
+    rows = np.stack([g.values.integers(0, n, count) for n in x.shape[:depth]], axis=1)
+    name = g.op.node(op_type, x.name, g.op.const(rows, TensorProto.INT64))
+    return Tensor(name, (count, *x.shape[depth:]), (True, *x.static[depth:]))
+
+
 def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     axes = [axis for axis in range(x.rank) if axis != but]
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)

@@ -174,6 +174,32 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+class Slice(OpRun):
+    """Slices with their ends clamped; onnx 1.23's own loses the first entry of backward slices."""
+
+    def _run(self, x, *given, starts=None, ends=None, axes=None):  # type: ignore[no-untyped-def]
+        """Take the ends from attributes or, from opset 10 on, from the inputs."""
+        starts, ends, axes, steps = (*(given or (starts, ends, axes)), None, None)[:4]
+        axes = range(len(starts)) if axes is None else axes
+        for place, axis in enumerate(axes):
+            size, step = x.shape[axis], 1 if steps is None else steps[place]
+            low, high = (0, size) if step > 0 else (-1, size - 1)
+            start, end = (int(e[place]) + size * (e[place] < 0) for e in (starts, ends))
+            start, end = min(max(start, 0), high), min(max(end, low), high)
+            x = np.take(x, np.arange(start, end, step), axis=int(axis))
+        return (x,)
+
+
+class GatherElements(OpRun):
+    """An index for every element; onnx 1.23's own wants as many indices as there are elements."""
+
+    def _run(self, x, indices, axis=0):  # type: ignore[no-untyped-def]
+        """Replace one coordinate of every position by its index."""
+        places = list(np.indices(indices.shape))
+        places[axis] = indices
+        return (x[tuple(places)],)
+
+
 class Unsqueeze(OpRun):
     """New axes of size 1; onnx 1.23's own inserts axes counted from the end one after another."""
 
@@ -221,7 +247,7 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
     ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
-    ops += [*old, *new_ops]
+    ops += [Slice, GatherElements, *old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):
