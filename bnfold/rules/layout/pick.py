@@ -209,7 +209,9 @@ def slice_by_attributes(op: Graph, x: Input = ("N", 5, 6, 6)) -> Outputs:
 
 @folds
 def end_at_run_time(op: Graph, x: Input = ("N", 3, "H", 6), y: Input = (1,)) -> Outputs:
-    z = op.Slice(op.Conv(x, op.weight(4, 3, 1, 1)), op.ints(0), op.Cast(op.Exp(y), to=_INT64), op.ints(2))
+    z = op.Slice(
+        op.Conv(x, op.weight(4, 3, 1, 1)), op.ints(0), op.Cast(op.Exp(op.Exp(y)), to=_INT64), op.ints(2)
+    )
     return op.batch_norm(z, channels=4)
 
 
