@@ -18,6 +18,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from bnfold import files
 from bnfold.core.engine import Engine, Fold, Progress
+from bnfold.core.functions import inline_where_it_helps
 from bnfold.core.view import View, name_of
 from bnfold.errors import InvalidModelError, SelectionError, UnreadableModelError, VerificationError
 from bnfold.report import Report
@@ -74,13 +75,22 @@ class FoldPass(InPlacePass):
         started, before = time.perf_counter(), files.constant_bytes(model)
         self._check_selection(model)
         frozen = self.freeze_initializers and _freeze(model)
-        engine = Engine(View(model, self._chosen(), self.portable), self.progress)
-        # What overflows float64 is refused where it would be stored.
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            self.report, self.folds = engine.run(), engine.folds
+        inlined = inline_where_it_helps(model, lambda trial: self._run(trial, portable=True).touched)
+        engine = self._run(model, self.portable, self.progress)
+        self.report, self.folds = engine.report, engine.folds
+        self.report.inlined = inlined
         self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
+
+    def _run(
+        self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None
+    ) -> Engine:
+        engine = Engine(View(model, self._chosen(), portable), progress)
+        # What overflows float64 is refused where it would be stored.
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            engine.run()
+        return engine
 
     def _chosen(self) -> Callable[[str], bool]:
         def chosen(name: str) -> bool:
@@ -90,7 +100,8 @@ class FoldPass(InPlacePass):
         return chosen
 
     def _check_selection(self, model: ir.Model) -> None:
-        names = [name_of(node) for graph in model.graphs() for node in graph]
+        functions = [node for function in model.functions.values() for node in function]
+        names = [name_of(node) for node in (*(n for graph in model.graphs() for n in graph), *functions)]
         for option, globs in (("only", self.only), ("skip", self.skip)):
             for glob in globs:
                 if not any(fnmatchcase(name, glob) for name in names):

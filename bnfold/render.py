@@ -32,6 +32,8 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(f"Wrote {printable(str(outcome.output))} ({sizes}, {outcome.seconds:.2f} s).")
     if report.constant_bytes > 0:
         lines.append(f"Shared or generated weights were written out: {_bytes(report.constant_bytes)} more.")
+    if report.inlined:
+        lines.append(f"Inlined because they hold maps that fold: {_list(tuple(report.inlined))}.")
     if report.overridable:
         lines.append(
             f"{report.overridable} stay because their constants are also graph inputs; "

@@ -96,9 +96,10 @@ class Report:
 
     Attributes:
         rows: one per affine node of the original, in graph order.
-        nodes_before: number of nodes by operator before folding, subgraphs included.
+        nodes_before: number of nodes by operator before folding, subgraphs and what is inlined included.
         nodes_after: the same after folding.
         seconds: wall time of the fold itself.
+        inlined: the model-local functions that were inlined because a map of theirs folds.
         constant_bytes: by how many bytes the stored constants grew (negative: shrank).
         overridable: how many refusals ``--freeze-initializers`` would lift.
     """
@@ -108,6 +109,7 @@ class Report:
     nodes_after: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     constant_bytes: int = 0
+    inlined: list[str] = field(default_factory=list)
 
     @property
     def folded(self) -> int:
@@ -127,7 +129,7 @@ class Report:
     @property
     def changed(self) -> bool:
         """Whether the model is any different."""
-        return self.folded + self.merged > 0
+        return self.folded + self.merged > 0 or bool(self.inlined)
 
     @property
     def overridable(self) -> int:
@@ -149,5 +151,6 @@ class Report:
             "nodes_before": dict(self.nodes_before),
             "nodes_after": dict(self.nodes_after),
             "constant_bytes": self.constant_bytes,
+            "inlined": list(self.inlined),
             "rows": [row.to_dict() for row in self.rows],
         }

@@ -614,26 +614,6 @@ def test_function_of_that_name(domain: str) -> None:
     assert list(folded.functions[0].node) == list(model.functions[0].node)
 
 
-def test_batch_norm_in_a_function() -> None:
-    """A batch norm in a function stays and is reported: the function may be called twice."""
-
-    def write(op: Graph) -> str:
-        weights = [op.weight(3, 3, 1, 1), *(op.positive(3) for _ in range(4))]
-        return op.node("Block", image(op), *weights, domain="local")
-
-    model = written(write)
-    inner = [
-        helper.make_node("Conv", ["x", "w"], ["y"]),
-        helper.make_node("BatchNormalization", ["y", "a", "b", "c", "d"], ["z"], name="inside"),
-    ]
-    names = ["x", "w", "a", "b", "c", "d"]
-    opsets = [helper.make_opsetid("", 17)]
-    model.functions.append(helper.make_function("local", "Block", names, ["z"], inner, opsets))
-    result = bnfold.fold(model)
-    assert refusals(result) == {"read": Reason.IN_FUNCTION}
-    assert result.model.functions == model.functions
-
-
 def test_standard_domain_has_two_names() -> None:
     """``ai.onnx`` is the standard domain, spelled out."""
 

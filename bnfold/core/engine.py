@@ -58,10 +58,13 @@ class Engine:
     progress: Progress = lambda done, total: None
     rows: dict[ir.Node, Row] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+    touched: set[ir.Node] = field(default_factory=set)
 
     def run(self) -> Report:
         """Fold, and say what became of every affine node."""
-        report = Report(nodes_before=self._count())
+        report = self.report
+        report.nodes_before = self._count()
         writer = Writer(self.view)
         self._read_all()
         self._until_nothing_moves(writer, _HOMES)
@@ -132,6 +135,7 @@ class Engine:
         into = tuple(describe(node) for node in plan.path if node in absorbed)
         passed = (node for node in plan.path if node not in absorbed and node not in plan.bypassed)
         through = tuple(describe(node) for node in passed)
+        self.touched |= plan.touched() | set(plan.path)
         rows = [self.rows[node] for node in plan.bypassed if node in self.rows]
         merged = plan.direction is Direction.MERGE
         if merged:

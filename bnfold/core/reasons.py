@@ -132,8 +132,8 @@ class Reason(Enum):
         "Nothing, unless the body is inlined.",
     )
     IN_FUNCTION = (
-        "The node stands in a model-local function, which may be called with different weights.",
-        "Inline the function first: onnx.inliner.inline_local_functions.",
+        "The node stands in a model-local function, and would not fold if that were inlined.",
+        "Inline the function to see what is in the way: onnx.inliner.inline_local_functions.",
     )
     NO_READER = ("Nothing reads the result.", "Nothing: the node is dead and costs nothing.")
     OVERFLOWS = (
