@@ -83,9 +83,7 @@ class FoldPass(InPlacePass):
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
 
-    def _run(
-        self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None
-    ) -> Engine:
+    def _run(self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None) -> Engine:
         engine = Engine(View(model, self._chosen(), portable), progress)
         # What overflows float64 is refused where it would be stored.
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

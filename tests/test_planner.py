@@ -429,6 +429,26 @@ def test_folds_within_a_loop() -> None:
     assert count(fold(written(write)).model) == left
 
 
+def test_folds_within_a_scan() -> None:
+    """In a scan's body, a layer over an outer weight and its batch norm are one layer."""
+
+    def write(op: Graph) -> Sequence[str]:
+        weight = op.weight(4, 4)
+        inner = Graph(op.opset, op.dtype, seed=1)
+        inner._count = op._count = op._count + 100
+        y = inner.batch_norm(inner.Gemm(inner.Add("state_in", "row"), weight), channels=4)
+        state = inner.Identity(y)
+        op._count = inner._count
+        inputs = [helper.make_tensor_value_info(name, op.dtype, (2, 4)) for name in ("state_in", "row")]
+        outputs = [helper.make_tensor_value_info(name, op.dtype, (2, 4)) for name in (state, y)]
+        graph = helper.make_graph(inner.nodes, "body", inputs, outputs, inner._initializers)
+        start, rows = op.input("start", (2, 4)), op.input("rows", (3, 2, 4))
+        return op.Scan(start, rows, body=graph, num_scan_inputs=1, outputs=2)
+
+    left = {"Scan": 1, "Add": 1, "Gemm": 1, "Identity": 1}
+    assert count(fold(written(write)).model) == left
+
+
 # ---------------------------------------------------------------- constants
 
 
@@ -624,6 +644,32 @@ def test_standard_domain_has_two_names() -> None:
     for named in (*model.graph.node, *model.opset_import):
         named.domain = "ai.onnx"
     assert count(bnfold.fold(model).model) == {"Conv": 1}
+
+
+def test_other_domains_stand_beside() -> None:
+    """Operators of ai.onnx.ml and com.microsoft stay as they are, and what is between them folds.
+
+    No shape is known behind them, so that the weights have to say which axis is which.
+    """
+
+    def write(op: Graph) -> str:
+        x = op.input("x", (2, 4))
+        x = op.node("Scaler", x, domain="ai.onnx.ml", offset=[0.5] * 4, scale=[2.0] * 4)
+        y = op.batch_norm(op.Gemm(x, op.weight(4, 3)), channels=3)
+        return op.node("Gelu", op.Relu(y), domain="com.microsoft")
+
+    model = written(write)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.CopyFrom(model.graph.input[0].type.tensor_type.shape)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    folded = bnfold.fold(model).model
+    assert count(folded) == {"Scaler": 1, "Gemm": 1, "Relu": 1, "Gelu": 1}
+    assert folded.opset_import == model.opset_import
+    feeds = feeds_for(model)
+    for before, after in zip(
+        onnx_runtime(model, feeds) or [], onnx_runtime(folded, feeds) or [], strict=True
+    ):
+        np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_custom_operators_are_preserved() -> None:

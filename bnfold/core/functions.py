@@ -7,6 +7,7 @@ helps is tried on a copy of the model; the weights are not copied for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -79,8 +80,8 @@ def _is_plain(call: ir.Node, function: ir.Function) -> bool:
 
 
 def _calls(model: ir.Model, function: ir.Function) -> Iterator[ir.Node]:
-    for owner in (model.graph, *model.functions.values()):
-        yield from (node for node in owner.all_nodes() if node.op_identifier() == function.identifier())
+    nodes = chain(model.graph.all_nodes(), *(each.all_nodes() for each in model.functions.values()))
+    return (node for node in nodes if node.op_identifier() == function.identifier())
 
 
 class _Inline(InlinePass):

@@ -20,6 +20,9 @@ Shape = tuple[Dim, ...]
 _SMALL_BYTES = 4096
 
 _FIRST_INFERRED = 6
+
+# How often inference starts anew behind operators that it does not know.
+_MAX_PASSES = 16
 _INT64 = int(ir.DataType.INT64)
 _AXES_MAKERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 
@@ -76,11 +79,38 @@ def infer(model: ir.Model) -> Facts:
     An initializer that a caller may override contributes what the input says of it and nothing else.
     """
     facts, skeleton = Facts(), _skeleton(model)
-    # onnx raises whatever its C++ side throws; what is known then are inputs and constants.
-    with suppress(Exception):
-        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    _learn(facts, model.graph, skeleton.graph)
+    for _ in range(_MAX_PASSES):
+        # onnx raises whatever its C++ side throws; what is known then are inputs and constants.
+        with suppress(Exception):
+            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        _learn(facts, model.graph, skeleton.graph)
+        implied = dict(_implied(model, facts))
+        if not implied:
+            break
+        for info in [info for info in skeleton.graph.value_info if info.name in implied]:
+            skeleton.graph.value_info.remove(info)
+        outputs = {info.name: info for info in skeleton.graph.output}
+        for name, info in implied.items():
+            if name in outputs:
+                outputs[name].CopyFrom(info)
+            else:
+                skeleton.graph.value_info.append(info)
     return facts
+
+
+def _implied(model: ir.Model, facts: Facts) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
+    """What weights say of a layer's output where inference cannot: behind an operator it does not know."""
+    for node in model.graph:
+        ours = node.domain == "" and node.op_identifier() not in model.functions
+        output, weight = node.outputs[0], node.inputs[1] if ours and len(node.inputs) > 1 else None
+        if weight is None or output in facts.shapes or node.op_type not in ("Conv", "Gemm"):
+            continue
+        shape, dtype = facts.shape(weight), facts.dtype(weight)
+        if shape is None or dtype is None or len(shape) < 2:
+            continue
+        by_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
+        known = [None, shape[0] if by_rows else shape[1], *(None for _ in shape[2:])]
+        yield output.name or "", onnx.helper.make_tensor_value_info(output.name or "", int(dtype), known)
 
 
 def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:

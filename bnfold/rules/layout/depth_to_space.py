@@ -3,8 +3,8 @@
     DepthToSpace    pull: every channel's map goes to its b² sources      push: they have to agree
     SpaceToDepth    push: every channel's map goes to its b² targets      pull: they have to agree
 
-The b² come in front of the channel in the order of the axes (DCR, and always for SpaceToDepth), or
-behind it (CRD).
+The b² come in front of the channel in the order of the axes (DCR, and SpaceToDepth before version 28),
+or behind it (CRD).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bnfold.core.rule import Arriving, Moved, Rule, rule
 from bnfold.core.site import Site
 
 
-@rule("DepthToSpace", versions={1, 11, 13})
+@rule("DepthToSpace", versions={1, 11, 13, 28})
 class DepthToSpace(Rule):
     """See the module."""
 
@@ -29,7 +29,7 @@ class DepthToSpace(Rule):
         return Moved(output=_to_space(node, into.only(0)))
 
 
-@rule("SpaceToDepth", versions={1, 13})
+@rule("SpaceToDepth", versions={1, 13, 28})
 class SpaceToDepth(Rule):
     """See the module."""
 
@@ -90,6 +90,11 @@ def depth_first(op: Graph, x: Input = (1, 2, 5, 5)) -> Outputs:
 @folds
 def space_to_depth(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.Conv(op.SpaceToDepth(op.batch_norm(x), blocksize=2), op.weight(4, 12, 2, 2))
+
+
+@folds(opset=28)
+def space_to_depth_channels_first(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Conv(op.SpaceToDepth(op.batch_norm(x), blocksize=2, mode="CRD"), op.weight(4, 12, 2, 2))
 
 
 @refuses(Reason.MIXED_AXES)

@@ -1,0 +1,21 @@
+"""The newest onnx declares no version of an operator with a rule that nobody has looked at."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from bnfold.core.rule import registered
+
+
+def declared(op_type: str) -> set[int]:
+    """Every version of a standard operator."""
+    schemas = onnx.defs.get_all_schemas_with_history()
+    return {schema.since_version for schema in schemas if (schema.domain, schema.name) == ("", op_type)}
+
+
+@pytest.mark.parametrize("op_type", sorted(registered()))
+def test_every_version_is_known(op_type: str) -> None:
+    """A rule knows every version from its first one on; earlier forms mean something else and are refused."""
+    known = set(registered()[op_type].versions)
+    assert {version for version in declared(op_type) if version >= min(known)} == known
