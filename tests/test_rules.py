@@ -46,6 +46,11 @@ NOT_SILENCED = {
     # Judgements of what is worth doing: what they refuse is exact.
     Reason.COSTS_A_NODE,
     Reason.DENSE_BIAS,
+    # Exact by ONNX's definition, but not in the kernels that execute it.
+    Reason.QUANTIZED_SIGN,
+    Reason.QUANTIZED_BIAS,
+    # There is no equation at all.
+    Reason.INTEGER_ARITHMETIC,
 }
 
 # No constant stands at either input: there is no map to read.
@@ -217,14 +222,12 @@ def examples_of(module: str) -> list[Example]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_operators_have_examples(name: str) -> None:
-    """Every operator a file registers is in one of the file's examples that fold."""
-    shown = {
-        node.op_type
-        for example in examples_of(name)
-        if example.reason is None
-        for node in example.model().graph.node
-    }
-    assert {op for op, entry in registered().items() if entry.module == name} <= shown
+    """Every operator a file registers is in one of the file's examples that fold, if it has a verb at all."""
+    shown: dict[bool, set[str]] = {True: set(), False: set()}
+    for example in examples_of(name):
+        shown[example.reason is None].update(node.op_type for node in example.model().graph.node)
+    for op_type, entry in registered().items():
+        assert entry.module != name or op_type in shown[bool(entry.verbs)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -362,8 +365,19 @@ class Lone:
         becomes = moved.becomes or Becomes(self.node.op_type, attributes_of(self.node))
         edits = {i: edit for i, edit in moved.params.items() if i in self.constants or edit.shifts}
         edits |= {i: edit for i, edit in moved.inputs.items() if i in self.constants}
-        edited = {i: edit(self.constants.get(i, 0.0)) for i, edit in edits.items()}
+        edited = {i: self._edited(i, edit) for i, edit in edits.items()}
         return lone(becomes, self.node, self.data, {**self.constants, **edited}, self.model)
+
+    def _edited(self, index: int, edit: Affine) -> Array:
+        stored = np.asarray(self.constants.get(index, 0.0))
+        exact = edit(stored)
+        return exact if stored.dtype.kind == "f" else np.rint(exact).astype(stored.dtype)
+
+    @property
+    def step(self) -> float:
+        """What one unit of an int32 bias is worth: it is rounded by half of that. Otherwise 0."""
+        integers = self.node.op_type == "DequantizeLinear" and self.constants.get(0)
+        return float(self.constants[1].max()) if getattr(integers, "dtype", None) == np.int32 else 0.0
 
 
 def lone(
@@ -381,11 +395,17 @@ def lone(
     graph = onnx.helper.make_graph(
         [made],
         "lone",
-        [onnx.helper.make_tensor_value_info(names[i], DOUBLE, array.shape) for i, array in data.items()],
+        [info(names[i], array) for i, array in data.items()],
         [onnx.helper.make_tensor_value_info("output", DOUBLE, None)],
         [numpy_helper.from_array(array, names[i]) for i, array in constants.items()],
     )
     return Lone(onnx.helper.make_model(graph, opset_imports=model.opset_import), data)
+
+
+def info(name: str, array: Array) -> onnx.ValueInfoProto:
+    """Declare an input that holds such an array."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, array.shape)
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
@@ -439,10 +459,10 @@ def arrivals(node: Lone, seed: int = 0) -> list[dict[int, Affine]]:
     return single + alike
 
 
-def assert_close(got: Array, expected: Array, scale: float) -> None:
+def assert_close(got: Array, expected: Array, scale: float, more: float = 0.0) -> None:
     """Assert equality to the rounding of float64."""
     with np.errstate(all="raise"):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * scale + more)
 
 
 @named(FOLDS)
@@ -452,10 +472,10 @@ def test_pull_is_an_equation(example: Example) -> None:
         for out in maps_for(node.output.shape):
             for moved in node.pull(out):
                 rest = {i: affine(node.data[i]) for i, affine in moved.inputs.items() if i in node.data}
-                got = moved.output(node.changed(moved).run(rest))
-                expected = out(node.output)
+                after = node.changed(moved)
+                got, expected = moved.output(after.run(rest)), out(node.output)
                 assert got.shape == expected.shape
-                assert_close(got, expected, largest([expected, got]))
+                assert_close(got, expected, largest([expected, got]), after.step / 2)
 
 
 @named(FOLDS)
@@ -527,9 +547,12 @@ def test_push_composes(example: Example) -> None:
 def same(node: Lone, inputs: Mapping[int, Affine], output: Affine, other: Lone, moved: Moved) -> bool:
     """Whether two ways lead to the same constants and the same rest."""
     pairs = [(output, moved.output), *((a, moved.inputs.get(i, IDENTITY)) for i, a in inputs.items())]
-    arrays = [(node.constants[i], array) for i, array in other.constants.items()]
+    constants = [(node.constants[i], array) for i, array in other.constants.items()]
+    # An int32 that is rounded twice may be another one than if it is rounded once.
+    whole = [a.dtype == b.dtype and np.abs(a - b).max() <= 1 for a, b in constants if a.dtype == np.int32]
+    arrays = [(a, b) for a, b in constants if a.dtype != np.int32]
     arrays += [(a.scale, b.scale) for a, b in pairs] + [(a.shift, b.shift) for a, b in pairs]
-    alike = all(np.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in arrays)
+    alike = all(whole) and all(np.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in arrays)
     return alike and node.node.op_type == other.node.op_type
 
 

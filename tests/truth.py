@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -166,6 +167,41 @@ class AveragePool(Pool):
         return (sum(self._windows(x, 0.0, 0.0, given)) / counts,)
 
 
+class DequantizeLinear(OpRun):
+    """Multiplied out in float64; onnx 1.23's own starts at opset 19 and takes integers to float32."""
+
+    def _run(self, x, scale, zero=None, axis=1, block_size=0, output_dtype=None):  # type: ignore[no-untyped-def]
+        """Subtract the zero point, multiply by the scale."""
+        if self.run_params["opsets"][""] < 13 and scale.size > 1:
+            raise ValueError("one scale for a tensor before opset 13")
+        zero = 0.0 if zero is None else _per_element(zero, x.shape, axis, block_size)
+        return ((x.astype(np.float64) - zero) * _per_element(scale, x.shape, axis, block_size),)
+
+
+class QuantizeLinear(OpRun):
+    """Rounded to the nearest integer; onnx 1.23's own starts at opset 10 with an int32 that may wrap."""
+
+    def _run(self, x, scale, zero=None, axis=1, block_size=0, output_dtype=None, **_):  # type: ignore[no-untyped-def]
+        """Divide, round half to even, add the zero point, clip to the type."""
+        kind = np.dtype(helper.tensor_dtype_to_np_dtype(output_dtype)) if output_dtype else np.dtype(np.uint8)
+        kind = kind if zero is None else zero.dtype
+        info = ml_dtypes.iinfo(kind)
+        zero = 0.0 if zero is None else _per_element(zero, x.shape, axis, block_size)
+        steps = np.rint(x / _per_element(scale, x.shape, axis, block_size)) + zero
+        return (np.clip(steps, info.min, info.max).astype(kind),)
+
+
+def _per_element(parameter, shape, axis, block):  # type: ignore[no-untyped-def]
+    """A scale or zero point, in float64, for each element of a tensor of this shape."""
+    parameter = np.asarray(parameter).astype(np.float64)
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if block:
+        return np.repeat(parameter, block, axis=axis).take(np.arange(shape[axis]), axis=axis)
+    tail = len(shape) - axis % len(shape) - 1
+    return parameter.reshape(-1, *[1] * tail)
+
+
 class GlobalMaxPool(OpRun):
     """The largest value of a channel; onnx 1.23's own takes images only."""
 
@@ -247,7 +283,7 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
     ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
-    ops += [Slice, GatherElements, *old, *new_ops]
+    ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, *old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):

@@ -105,10 +105,13 @@ class Writer:
     def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], tuple[Const, ir.TensorProtocol]]]:
         for (node, index), edit in plan.params.items():
             absent = not self.view.site(node).has(index)
-            if edit.is_identity or (absent and not edit.shifts):
+            if absent and not edit.shifts:
                 continue
             try:
-                const = self._current(node, index).mapped(edit)
+                current = self._current(node, index)
+                const = current.mapped(edit)
+                if edit.is_identity and const.shape == current.shape:
+                    continue
                 yield (node, index), (const, stored(const))
             except Refused as refused:
                 raise Blocked(refused.reason, node) from refused

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -35,6 +37,7 @@ _GENERATORS = frozenset(
         "Mul",
         "Neg",
         "Pow",
+        "QuantizeLinear",
         "Range",
         "Reciprocal",
         "ReduceProd",
@@ -75,12 +78,15 @@ class Const:
         source: the stored values in their own type (a scalar 0 for a bias that was absent), or the
             large tensor in a file that holds them.
         edit: the map on ``base`` whose result this constant is.
+        integers: the integer type that the values are dequantized from. Such a constant is never
+            written in floating point: a map on it goes up to its DequantizeLinear.
     """
 
     shape: tuple[int, ...]
     dtype: ir.DataType
     source: npt.NDArray[Any] | ir.ExternalTensor
     edit: Affine = IDENTITY
+    integers: ir.DataType | None = None
 
     @classmethod
     def stored(cls, tensor: ir.TensorProtocol) -> Const:
@@ -146,7 +152,7 @@ class Const:
                 f"a constant of shape {list(self.shape)} does not fit the layer it belongs to; "
                 "export the model again."
             ) from error
-        return Const(shape, self.dtype, self.source, edit @ self.edit)
+        return replace(self, shape=shape, edit=edit @ self.edit)
 
 
 @dataclass
@@ -182,6 +188,10 @@ class Constants:
             return False
         return True
 
+    def integers(self, value: ir.Value) -> ir.DataType | None:
+        """The integer type that a constant is dequantized from, None for any other value."""
+        return self.get(value).integers if self.holds(value) else None
+
     def remember(self, value: ir.Value, const: Const) -> None:
         """Let ``value`` be known with the unrounded values it was stored from."""
         self._known[value] = const
@@ -192,11 +202,20 @@ class Constants:
             raise Refused(self._refused[value])
         if value not in self._known:
             try:
-                self._known[value] = _read(value, self._tensor(value, depth))
+                self._known[value] = self._read(value, depth)
             except Refused as refused:
                 self._refused[value] = refused.reason
                 raise
         return self._known[value]
+
+    def _read(self, value: ir.Value, depth: int) -> Const:
+        node = None if value.is_initializer() else value.producer()
+        if node is not None and node.domain == "" and node.op_type == "DequantizeLinear":
+            return dequantized(node, [None if i is None else self._get(i, depth + 1) for i in node.inputs])
+        const = _stored(value, self._tensor(value, depth))
+        sources = (self._known.get(i) for i in (node.inputs if node else ()) if i is not None)
+        integers = next((source.integers for source in sources if source and source.integers), None)
+        return const if integers is None else replace(const, integers=integers)
 
     def _tensor(self, value: ir.Value, depth: int) -> ir.TensorProtocol:
         tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
@@ -246,7 +265,48 @@ class Constants:
         return None if result is None else ir.tensor(result)
 
 
-def _read(value: ir.Value, tensor: ir.TensorProtocol) -> Const:
+def dequantized(node: ir.Node, inputs: Sequence[Const | None]) -> Const:
+    """What a DequantizeLinear makes of constants: ``scale·(q − zero point)``, not yet multiplied out."""
+    stored, scale, zero = (*inputs, None)[:3]
+    if stored is None or scale is None:
+        raise Refused(Reason.NOT_CONSTANT)
+    axis, block = (node.attributes.get_int(name, given) for name, given in (("axis", 1), ("block_size", 0)))
+    factor = per_element(scale, stored.shape, axis, block)
+    shift = -factor * (0.0 if zero is None else per_element(zero, stored.shape, axis, block))
+    to = node.attributes.get_int("output_dtype", 0)
+    edit = Affine.of(factor, shift) @ stored.edit
+    return Const(
+        stored.shape, ir.DataType(to) if to else scale.dtype, stored.source, edit, integers=stored.dtype
+    )
+
+
+def integer_range(dtype: ir.DataType) -> tuple[int, int]:
+    """The smallest and the largest number of an integer type."""
+    info = ml_dtypes.iinfo(dtype.numpy())  # type: ignore[no-untyped-call]
+    return int(info.min), int(info.max)
+
+
+def per_element(parameter: Const, shape: tuple[int, ...], axis: int, block: int) -> Array:
+    """A scale or zero point of a quantized tensor, so that it broadcasts against that tensor.
+
+    It holds for the whole tensor, for one place on ``axis``, or for a block of so many places.
+    """
+    values = parameter.exact
+    if values.size == 1:
+        return values.reshape(())
+    try:
+        if block:
+            values = np.repeat(values, block, axis=axis)
+            return values.take(np.arange(shape[axis]), axis=axis)
+        return values.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise InvalidModelError(
+            f"a DequantizeLinear has a scale or zero point of shape {list(parameter.shape)} for a tensor "
+            f"of shape {list(shape)}; export the model again."
+        ) from error
+
+
+def _stored(value: ir.Value, tensor: ir.TensorProtocol) -> Const:
     try:
         return Const.stored(tensor)
     except (ValueError, TypeError) as error:
@@ -256,4 +316,5 @@ def _read(value: ir.Value, tensor: ir.TensorProtocol) -> Const:
 
 
 def _numpy(const: Const) -> npt.NDArray[Any]:
-    return const.base if const.edit.is_identity else const.exact.astype(const.dtype.numpy())
+    plain = const.edit.is_identity and const.integers is None
+    return const.base if plain else const.exact.astype(const.dtype.numpy())

@@ -143,6 +143,11 @@ class Graph:
         """Add a random weight without zero or negative entries."""
         return self.const(self._random.uniform(0.5, 2.0, shape), **more)
 
+    def integers(self, *shape: int, dtype: int = TensorProto.INT8, size: int = 127) -> str:
+        """Add random integers of at most this size, about 128 where there are none below zero."""
+        middle = 128 if dtype == TensorProto.UINT8 else 0
+        return self.const(middle + self._random.integers(-size, size + 1, shape), dtype)
+
     def batch_norm(
         self,
         x: str,

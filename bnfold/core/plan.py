@@ -82,10 +82,8 @@ class Plan:
         return nodes | set(self.bypassed)
 
     def take(self, node: ir.Node, moved: Moved) -> None:
-        """Note what a rule said of one node."""
+        """Note what a rule said of one node, but for its parameters."""
         self.path.append(node)
-        for index, edit in moved.params.items():
-            self.params[node, index] = edit
         if moved.becomes is not None:
             self.becomes[node] = moved.becomes
 

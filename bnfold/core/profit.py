@@ -9,6 +9,8 @@
   one multiplication per element (Conv 1×1 on one channel 1.15×, Gather 1.04–1.07×) or a layer whose
   time is the overhead of one node (Gemm 64×64 on one row 1.14×). Beyond that it loses (Conv 1×1 on three
   channels 0.91×, 3×3 0.78×, Gemm 256×256 0.84×). The file must not grow by more than 256 KiB for it.
+* A DequantizeLinear of a constant is copied: both copies read the same integers, and a runtime executes it
+  with the layer behind it, or once when it loads the model.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ def worthwhile(view: View, plan: Plan) -> Plan:
 def is_cheap_to_copy(view: View, node: ir.Node) -> bool:
     """Whether a second ``node`` costs no more than a batch norm behind it."""
     held = {i: value for i, value in enumerate(node.inputs) if value and view.constants.holds(value)}
+    if node.op_type == "DequantizeLinear":
+        return len(held) == len(node.inputs)
     if sum(prod(view.constants.get(value).shape) for value in held.values()) > _MOST_STORED:
         return False
     return node.op_type in _MOVES or (

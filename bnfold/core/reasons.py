@@ -110,6 +110,37 @@ class Reason(Enum):
         "Export in one floating-point type.",
     )
 
+    # Quantized tensors.
+    QUANTIZED_BETWEEN = (
+        "The tensor is quantized between the map and the layer: integers are already rounded and clipped.",
+        "Fold first, then quantize; a positive scale alone passes a DequantizeLinear.",
+    )
+    QUANTIZED_AXIS = (
+        "The constant has one quantization scale for all that the map scales differently.",
+        "Quantize per channel (opset 13 and later), along the layer's output channels.",
+    )
+    QUANTIZED_SHIFT = (
+        "A quantized constant has steps too coarse to be shifted exactly.",
+        "Keep the constant in floating point, or a bias in int32.",
+    )
+    QUANTIZED_STEP = (
+        "The quantization's scale would be rounded, which may move a value by a whole step.",
+        "A scale that is a power of two, or fold first and then quantize.",
+    )
+    QUANTIZED_SIGN = (
+        "A quantization scale would not be positive, which integer kernels and other runtimes rule out, "
+        "and the integers cannot be turned around within their type.",
+        "Quantize symmetrically, with zero point 0 and without the lowest integer.",
+    )
+    QUANTIZED_BIAS = (
+        "The bias is int32 in steps of the input's scale times the weight's, and the input would change.",
+        "Keep the bias in floating point.",
+    )
+    INTEGER_ARITHMETIC = (
+        "The tensor is computed in integers, or turned into them, with a rounding that no map passes.",
+        "Fold first, then quantize.",
+    )
+
     # What the graph allows.
     GRAPH_INPUT = (
         "The tensor is a graph input: there is no operator in front of it to take the map.",

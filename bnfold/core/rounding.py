@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.core.affine import Array
-from bnfold.core.constants import Const
+from bnfold.core.constants import Const, integer_range
 from bnfold.core.reasons import Reason, require
 from bnfold.core.shapes import FLOATS
 
@@ -65,10 +65,12 @@ def stored(const: Const) -> ir.TensorProtocol:
         asked for if the constant's source is on disk.
 
     Raises:
-        Refused: ``NOT_FLOAT`` for integers, ``NOT_FINITE`` if the exact values are not finite,
-            ``OVERFLOWS`` if the rounded ones are not, ``PRECISION_LOST`` if underflow costs more
+        Refused: ``NOT_FLOAT`` for a type that no fold writes, ``NOT_FINITE`` if the exact values are
+            not finite, ``OVERFLOWS`` if the rounded ones are not, ``PRECISION_LOST`` if underflow costs more
             than 2 ulp of a channel's largest magnitude.
     """
+    if const.dtype.is_integer():
+        return _integers(const)
     require(const.dtype in FLOATS, Reason.NOT_FLOAT)
     info = _finfo(const.dtype)
     array = None if const.on_disk else np.empty(const.shape, const.dtype.numpy())
@@ -82,6 +84,14 @@ def stored(const: Const) -> ir.TensorProtocol:
             kept = (largest >= info.tiny) | (lost <= 2 * info.eps * largest)
             require(bool(kept.all()), Reason.PRECISION_LOST)
     return Rounded(const) if array is None else ir.Tensor(array, dtype=const.dtype)
+
+
+def _integers(const: Const) -> ir.TensorProtocol:
+    """Whole numbers: those of a quantized tensor turned around, or an int32 bias rounded to its steps."""
+    rounded = np.rint(np.broadcast_to(const.exact, const.shape))
+    low, high = integer_range(const.dtype)
+    require(bool(np.all((rounded >= low) & (rounded <= high))), Reason.OVERFLOWS)
+    return ir.Tensor(rounded.astype(const.dtype.numpy()), dtype=const.dtype)
 
 
 def _round(exact: Array, dtype: npt.DTypeLike) -> Array:

@@ -66,10 +66,12 @@ class Arriving(dict[int, Affine]):
 
 
 class Rule:
-    """One operator's knowledge. A verb that is not overridden is refused with ``NO_RULE``.
+    """One operator's knowledge. A verb that is not overridden is refused with ``otherwise``.
 
     Every verb is pure: it sees a read-only ``Site`` and returns a description or raises ``Refused``.
     """
+
+    otherwise = Reason.NO_RULE
 
     def read(self, site: Site) -> tuple[int, Affine]:
         """``op = affine``: which input is the data, and which map the node is of it."""
@@ -80,7 +82,7 @@ class Rule:
 
         May return several alternatives, best first.
         """
-        raise Refused(Reason.NO_RULE)
+        raise Refused(self.otherwise)
 
     def pull_all(self, site: Site, outs: Arriving) -> Moved | Iterable[Moved]:
         """``pull`` with a map behind each output; most operators have but one that a map can follow."""
@@ -88,7 +90,7 @@ class Rule:
 
     def push(self, site: Site, into: Arriving) -> Moved:
         """``op ∘ into = rest ∘ op′``: how the node takes maps from in front of it."""
-        raise Refused(Reason.NO_RULE)
+        raise Refused(self.otherwise)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ walk is a loop over a heap of graph positions, so no graph is too deep.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from itertools import count
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving
 from bnfold.core.view import View, readers_of
 from bnfold.core.walk import affine_of
+from bnfold.core.walk.up import edit
 
 # Through how many layers without bias a shift is handed on in search of a home.
 _MAX_DEPTH = 20
@@ -87,6 +89,8 @@ class _Down:
             site = self.view.site(node)
             moved = self.view.rule(site).push(site, maps)
         self.plan.take(node, moved)
+        if moved.params:
+            self._edit(node, moved.params)
         if moved.may_stay and not moved.output.is_identity:
             self._absorb_behind(node.outputs[0], moved.output)
             return
@@ -97,6 +101,12 @@ class _Down:
             self.plan.changed.append(value)
             if len(node.outputs) == 1 or value.uses() or value.is_graph_output():
                 self.spread(value, affine)
+
+    def _edit(self, node: ir.Node, params: Mapping[int, Affine]) -> None:
+        kinds = [self.view.constants.integers(value) for value in node.inputs if value is not None]
+        with at(node):
+            require(ir.DataType.INT32 not in kinds, Reason.QUANTIZED_BIAS)
+        self.plan = edit(self.view, self.plan, node, params)
 
     def _absorb_behind(self, value: ir.Value, shift: Affine) -> None:
         """Find a home for a shift right behind a layer without bias, or let it stay there.

@@ -7,6 +7,7 @@ positions, so no graph is too deep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 
 import numpy as np
@@ -39,6 +40,18 @@ def go_up(view: View, seed: ir.Node) -> Plan:
     with at(seed):
         _check_heir(view, plan)
     return plan
+
+
+def edit(view: View, plan: Plan, node: ir.Node, params: Mapping[int, Affine]) -> Plan:
+    """Note what becomes of a node's constants; raises like ``go_up``.
+
+    For one that is dequantized this is a short walk up of its own.
+    """
+    walk = _Up(view, plan)
+    with at(node):
+        for index, affine in params.items():
+            walk.edit(node, index, affine)
+    return walk.run()
 
 
 def _check_heir(view: View, plan: Plan) -> None:
@@ -204,8 +217,21 @@ class _Up:
             require(moved.may_stay or moved.output.is_identity, Reason.NEEDS_NO_SHIFT)
             if not moved.output.is_identity:
                 self.plan.stays[value] = moved.output
+            for index, affine in moved.params.items():
+                self.edit(node, index, affine)
             for index, affine in moved.inputs.items():
                 self._demand(node, index, affine)
+
+    def edit(self, node: ir.Node, index: int, affine: Affine) -> None:
+        """``node`` needs a constant input to become ``affine`` of what it is.
+
+        A constant that is dequantized keeps its integers: the map goes up to its scale.
+        """
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and self.view.constants.integers(value) is not None:
+            self._demand(node, index, affine)
+        else:
+            self.plan.params[node, index] = affine
 
     def _demand(self, node: ir.Node, index: int, affine: Affine) -> None:
         """``node`` needs its input to become ``affine`` of what it is."""
@@ -213,7 +239,7 @@ class _Up:
         assert value is not None
         if affine.is_identity:
             return
-        if self.view.constants.holds(value):
+        if self.view.constants.holds(value) and self.view.constants.integers(value) is None:
             self.plan.params[node, index] = affine
             return
         known, readers = self.wanted.setdefault(value, (affine, []))

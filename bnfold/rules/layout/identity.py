@@ -40,6 +40,11 @@ class Identity(Carrier):
 class Cast(Carrier):
     """Cast, where it is none."""
 
+    def pull(self, node: Site, out: Affine) -> Moved:
+        source = node.facts.dtype(node.input(0))
+        require(source is None or not source.is_integer(), Reason.INTEGER_ARITHMETIC)
+        return super().pull(node, out)
+
     def check(self, node: Site) -> None:
         source = node.facts.dtype(node.input(0))
         require(source is not None and node.target_type() == source, Reason.ROUNDS)
@@ -93,7 +98,13 @@ def dropout_without_is_test(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.batch_norm(op.Dropout(op.Conv(x, op.weight(4, 3, 3, 3))), is_test=1)
 
 
-@refuses(Reason.ROUNDS)
-def cast_rounds(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+@refuses(Reason.INTEGER_ARITHMETIC)
+def cast_of_integers(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Cast(op.Conv(x, op.weight(4, 3, 3, 3)), to=int(ir.DataType.INT32))
     return op.batch_norm(op.Cast(y, to=int(ir.DataType.FLOAT)))
+
+
+@refuses(Reason.ROUNDS)
+def cast_rounds(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    y = op.Cast(op.batch_norm(x), to=int(ir.DataType.INT32))
+    return op.Conv(op.Cast(y, to=int(ir.DataType.FLOAT)), op.weight(4, 3, 3, 3))

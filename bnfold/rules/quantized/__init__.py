@@ -1,0 +1,1 @@
+"""Operators between floating point and integers."""
