@@ -126,8 +126,41 @@ class RandomGraph:
         return self.op.const(values, overridable=self.ir_version > 3 and where > 0.98)
 
     def weight(self, *shape: int, summed: int) -> str:
-        """A weight that keeps the magnitude of what it sums ``summed`` terms of."""
+        """A weight that keeps the magnitude of what it sums ``summed`` terms of; now and then quantized."""
+        if self.quantizes and self.maybe(0.25):
+            return self.quantized(shape, 0.02 / np.sqrt(summed))
         return self.const(self.values.normal(0.0, 1.0, shape) / np.sqrt(summed))
+
+    def bias(self, count: int) -> str:
+        """A bias; now and then in int32."""
+        if not self.quantizes or self.maybe(0.7):
+            return self.const(self.values.normal(size=count))
+        stored = self.op.const(self.values.normal(0.0, 2.0**24, count), TensorProto.INT32)
+        if self.opset < 13 or self.maybe(0.5):
+            return str(self.op.DequantizeLinear(stored, self.op.const(2.0**-24)))
+        return str(self.op.DequantizeLinear(stored, self.op.const(np.full(count, 2.0**-24)), axis=0))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the graph's type and opset have quantized constants."""
+        return self.dtype == TensorProto.FLOAT and self.opset >= 10
+
+    def quantized(self, shape: tuple[int, ...], step: float) -> str:
+        """A constant in integers: with one scale, or with one for each place on an axis, or for a block."""
+        kind, middle = self.random.choice([(TensorProto.INT8, 0), (TensorProto.UINT8, 128)])
+        stored = self.op.const(self.values.integers(-127, 128, shape) + middle, kind)
+        axis, attributes = self.below(len(shape)), {}
+        if self.opset >= 13 and self.maybe(0.7):
+            attributes["axis"] = axis - len(shape) if self.maybe(0.3) else axis
+            size = (shape[axis],)
+            if self.opset >= 21 and self.maybe(0.3):
+                attributes["block_size"] = 2
+                size = (*shape[:axis], -(-shape[axis] // 2), *shape[axis + 1 :])
+        else:
+            size = self.random.choice([(), (1,)])
+        scale = self.op.const(self.values.uniform(0.5, 1.5, size) * step)
+        zeros = [self.op.const(np.full(size, middle), kind)] if middle or self.maybe(0.5) else []
+        return str(self.op.DequantizeLinear(stored, scale, *zeros, **attributes))
 
     def numbers(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Numbers for a scale or a shift: of both signs, positive, all alike, or with zeros and ones."""
@@ -357,7 +390,7 @@ def _conv(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     kernel, attributes, counts = window
     width = channels // groups
     weight = g.weight(filters, width, *kernel, summed=width * prod(kernel))
-    bias = g.random.choice([[], [""], [g.const(g.values.normal(size=filters))]])
+    bias = g.random.choice([[], [""], [g.bias(filters)]])
     name = g.op.node(op_type, x.name, weight, *bias, group=groups, **attributes)
     return Tensor(name, (x.shape[0], filters, *counts), (x.static[0], True, *(True for _ in counts)))
 
@@ -407,7 +440,7 @@ def _conv_transpose(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     if min(counts) < 1 or max(counts) > 9:
         return None
     weight = g.weight(channels, width, *kernel, summed=channels // groups * prod(kernel))
-    bias = g.random.choice([[], [""], [g.const(g.values.normal(size=groups * width))]])
+    bias = g.random.choice([[], [""], [g.bias(groups * width)]])
     attributes = {"group": groups, "strides": strides, "output_padding": extra, "pads": pads + pads}
     name = g.op.node(op_type, x.name, weight, *bias, **attributes)
     static = (x.static[0], True, *(True for _ in counts))
@@ -755,6 +788,40 @@ def _gather_nd(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
 def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     axes = [axis for axis in range(x.rank) if axis != but]
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)
+
+
+@writes("QuantizeLinear", "DequantizeLinear")
+def _quantize(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """A tensor quantized in large steps: rounding moves hardly any value across a border."""
+    if not g.quantizes:
+        return None
+    per_channel = g.opset >= 13 and x.rank > 1 and x.static[1] and g.maybe(0.3)
+    scale = g.op.const(g.values.uniform(0.3, 0.6, (x.shape[1],) if per_channel else ()))
+    zero = g.op.const(np.full((x.shape[1],) if per_channel else (), g.below(100)), TensorProto.UINT8)
+    stored = g.op.QuantizeLinear(x.name, scale, zero)
+    return g.node(x, "DequantizeLinear", stored, scale, zero)
+
+
+@writes("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+def _in_integers(g: RandomGraph, op_type: str, _: Tensor) -> Tensor | None:
+    """A layer in integers, on an input of the graph: no fold in front of it moves a value across a border."""
+    inputs = [t for t in g.tensors if t.name in g.op.input_names() and t.rank == 4 and t.is_image()]
+    if not g.quantizes or g.opset < 11 or not inputs:
+        return None
+    x, shape = inputs[0], list(inputs[0].shape)
+    stored, scale, zero = g.op.DynamicQuantizeLinear(x.name, outputs=3)
+    convolves = "Conv" in op_type
+    shape[1 if convolves else 3] = 3
+    size = (3, x.shape[1], 1, 1) if convolves else (x.shape[3], 3)
+    weight = g.op.const(g.values.integers(0, 256, size), TensorProto.UINT8)
+    if op_type.endswith("Integer"):
+        total = g.op.Cast(g.op.node(op_type, stored, weight, zero), to=TensorProto.FLOAT)
+        return Tensor(g.op.Mul(total, scale), tuple(shape), x.static)
+    if op_type.startswith("QLinear"):
+        step, middle = g.op.const(0.1), g.op.const(128, TensorProto.UINT8)
+        stored = g.op.node(op_type, stored, scale, zero, weight, g.op.const(0.01), middle, step, middle)
+        return Tensor(g.op.DequantizeLinear(stored, step, middle), tuple(shape), x.static)
+    return g.node(x, "DequantizeLinear", stored, scale, zero)
 
 
 def random_model(seed: int, steps: int | None = None) -> onnx.ModelProto:
