@@ -979,6 +979,8 @@ def test_the_reference_evaluator_agrees_with_onnx_runtime(
         reads = " ".join(["x", *named])
         if op == "Where":
             named["c"], reads = np.array([True, False] * 3), "c x k0"
+        if op == "DequantizeLinear":
+            reads = " ".join(named)
         if op.startswith("Constant"):
             named["shape"], reads = np.array([2, 3]), "shape" if op == "ConstantOfShape" else ""
         writes = "y z" if op == "Split" else "y"

@@ -24,6 +24,7 @@ Array = NDArray[Any]
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _WEIGHTED |= {"Mul", "Add", "Sub", "Div"}
 _CARRIERS = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand"})
+_CARRIERS |= {"DequantizeLinear"}
 _INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
@@ -82,13 +83,23 @@ def _widen(graph: GraphProto) -> None:
 
 
 def _jitter(graph: GraphProto) -> None:
-    """Move each float of every weight and bias to one of its neighbours, in place; zeros and scalars stay."""
+    """Move each float of every weight and bias to one of its neighbours, in place; zeros and scalars stay.
+
+    A bias in int32 moves by one step. Integers of fewer bits stay: no fold rounds them.
+    """
     random = np.random.default_rng(0)
     weights = _weights(graph)
+    scales = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.input[1:2]}
+    biases = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     for tensor in constants(graph):
         array = onnx.numpy_helper.to_array(tensor)
-        if tensor.name in weights and tensor.dims and "float" in array.dtype.name:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(_neighbours(array, random), tensor.name))
+        if tensor.name in biases and array.dtype == np.int32:
+            moved = array + random.choice(np.array([-1, 1], np.int32), array.shape)
+        elif tensor.name in weights and (tensor.dims or tensor.name in scales) and _is_float(array):
+            moved = _neighbours(array, random)
+        else:
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
 
 
 def _weights(graph: GraphProto) -> set[str]:
@@ -110,8 +121,11 @@ def _neighbours(array: Array, random: np.random.Generator) -> Array:
 
 
 def _wide(array: Array) -> Array:
-    narrow = array.dtype != np.float64 and "float" in array.dtype.name
-    return array.astype(np.float64) if narrow else array
+    return array.astype(np.float64) if array.dtype != np.float64 and _is_float(array) else array
+
+
+def _is_float(array: Array) -> bool:
+    return "float" in array.dtype.name
 
 
 def _is_float_type(elem_type: int) -> bool:

@@ -3,7 +3,8 @@
 It is believed for the operators below only, from the opset on where it was compared with ONNX Runtime in
 float32 (tests/test_verify.py repeats the comparison). onnx 1.23 is wrong for Softmax and LogSoftmax
 before opset 13 (it takes one axis instead of all axes from it on), for BatchNormalization before 14 (it
-blends batch statistics into the running ones; replaced here), for MaxPool with SAME_LOWER, and for LRN at
+blends batch statistics into the running ones; replaced here), for DequantizeLinear (it takes integers to
+float32, and has none before 19; replaced here), for MaxPool with SAME_LOWER, and for LRN at
 any opset.
 """
 
@@ -31,6 +32,7 @@ _FROM_7 = (
 )
 _LATER = {
     "ConstantOfShape": 9,
+    "DequantizeLinear": 10,
     "Expand": 8,
     "Max": 8,
     "Min": 8,
@@ -58,11 +60,37 @@ class BatchNormalization(OpRun):
         return (y.astype(x.dtype),)
 
 
+class DequantizeLinear(OpRun):
+    """Dequantization in the dtype of the scale, for every opset."""
+
+    def _run(
+        self,
+        q: NDArray[Any],
+        scale: NDArray[Any],
+        zero: NDArray[Any] | None = None,
+        axis: int = 1,
+        block_size: int = 0,
+        **_: Any,
+    ) -> tuple[NDArray[Any]]:
+        """Compute (q - zero) · scale, for the tensor, along an axis or in blocks along it."""
+
+        def spread(each: NDArray[Any]) -> NDArray[Any]:
+            if each.size == 1:
+                return each.reshape(())
+            if block_size:
+                return np.repeat(each, block_size, axis=axis).take(range(q.shape[axis]), axis=axis)
+            return each.reshape(-1, *[1] * (q.ndim - axis % q.ndim - 1))
+
+        wide = q.astype(np.float64) - (0.0 if zero is None else spread(zero).astype(np.float64))
+        return ((wide * spread(scale)).astype(scale.dtype),)
+
+
 class Reference:
-    """A model in the evaluator, with batch normalization as its opset defines it."""
+    """A model in the evaluator, with the operators above as their opsets define them."""
 
     def __init__(self, model: ModelProto) -> None:
-        new: list[type[OpRun]] = [BatchNormalization] if _opset(model) < 14 else []
+        new: list[type[OpRun]] = [DequantizeLinear]
+        new += [BatchNormalization] if _opset(model) < 14 else []
         self._evaluator = ReferenceEvaluator(model, new_ops=new)
 
     def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
