@@ -317,13 +317,6 @@ def test_keras_bias_add() -> None:
     assert_folds(model(nodes, stored))
 
 
-def test_quantized_weights_stay() -> None:
-    """A dequantized weight is no stored constant: it is left to the quantizer that wrote it."""
-    nodes = [node("DequantizeLinear", "q s z", "w"), conv(), norm()]
-    stored = {"q": np.ones((4, 3, 3, 3), np.int8), "s": np.float32(0.5), "z": np.int8(1)}
-    assert_kept(model(nodes, {**rest("w"), **stored}), Reason.NOT_CONSTANT)
-
-
 @pytest.mark.parametrize("source", ["RandomNormal", "RandomUniform"])
 def test_random_numbers_are_no_constants(source: str) -> None:
     """What differs from run to run is never evaluated here."""

@@ -920,6 +920,11 @@ def reference_cases() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     yield "Clip", [np.float32(-1), np.float32(1)], {}
     yield "Clip", [], {"min": -1.0, "max": 1.0}
     yield "Where", [some(4, 1, 1)], {}
+    integers = random.integers(-128, 128, (4, 6)).astype(np.int8)
+    yield "DequantizeLinear", [integers, np.float32(0.1), np.int8(3)], {}
+    yield "DequantizeLinear", [integers, abs(some(4)), np.int8([1, 2, 3, 4])], {"axis": 0}
+    yield "DequantizeLinear", [integers, abs(some(4, 2))], {"axis": 1, "block_size": 3}
+    yield "DequantizeLinear", [integers.astype(np.int32) * (1 << 22), np.float32(0.1)], {}
     yield "Cast", [], {"to": TensorProto.DOUBLE}
     yield "Concat", [some(2, 4, 6, 6)], {"axis": 1}
     yield "Constant", [], {"value": numpy_helper.from_array(some(2, 3))}
