@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -48,6 +49,7 @@ for command in (
 
 def main() -> None:
     """Run the command; every failure is one sentence on stderr and an exit code."""
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of is an error of ours
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:

@@ -18,7 +18,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.leftover import leftover, weight
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Becomes, Moved
-from bnfold.core.view import View
+from bnfold.core.view import MISFITS, View, misfit
 
 
 class Direction(Enum):
@@ -90,11 +90,15 @@ class Plan:
 
 @contextmanager
 def at(node: ir.Node | None, value: ir.Value | None = None) -> Iterator[None]:
-    """Name the node at which a condition did not hold."""
+    """Name the node at which a condition did not hold, or whose own data do not fit each other."""
     try:
         yield
     except Refused as refused:
         raise Blocked(refused.reason, node, value) from refused
+    except MISFITS as error:
+        if node is None:
+            raise
+        raise misfit(node, error) from error
 
 
 def gaining(view: View, plan: Plan) -> Plan:

@@ -125,12 +125,13 @@ def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:
         elif name in stored:
             facts.shapes[value] = tuple(stored[name].dims)
             facts.dtypes[value] = ir.DataType(stored[name].data_type)
-    with_bodies = (node for node in graph if any(_bodies(node)))
-    twins = (node for node in proto.node if any(a.HasField("g") for a in node.attribute))
-    for node, twin in zip(with_bodies, twins, strict=True):
-        inner = {attribute.name: attribute.g for attribute in twin.attribute}
+    twins = {tuple(node.output): node for node in proto.node if any(a.HasField("g") for a in node.attribute)}
+    for node in graph:
         for name, body in _bodies(node):
-            _learn(facts, body, inner[name])
+            twin = twins.get(tuple(value.name or "" for value in node.outputs))
+            inner = {} if twin is None else {attribute.name: attribute.g for attribute in twin.attribute}
+            if name in inner:
+                _learn(facts, body, inner[name])
 
 
 def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:

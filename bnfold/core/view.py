@@ -15,6 +15,10 @@ from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Rule, registered, rule_for
 from bnfold.core.shapes import infer, opset_of
 from bnfold.core.site import Site
+from bnfold.errors import InvalidModelError
+
+# What numpy and Python raise where the attributes and constants of a node do not fit each other.
+MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class View:
@@ -111,12 +115,22 @@ class View:
             require(self._chosen(name_of(node)), Reason.EXCLUDED)
         except Refused as refused:
             return refused.reason
+        except MISFITS as error:
+            raise misfit(node, error) from error
         return index, affine.collapsed()
 
     def _version(self, node: ir.Node) -> int:
         if node.op_identifier() in self.model.functions:
             return 0
         return _since(node.op_type, self.opset) if node.domain == "" else 0
+
+
+def misfit(node: ir.Node, error: Exception) -> InvalidModelError:
+    """What to raise where a rule could not compute: no runtime could, either."""
+    return InvalidModelError(
+        f"the attributes or constants of {name_of(node)!r} ({node.op_type}) do not fit each other "
+        f"({type(error).__name__}: {error}); export the model again."
+    )
 
 
 def readers_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

@@ -7,6 +7,7 @@ from math import prod
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto
@@ -25,6 +26,11 @@ _FIELDS = {
     "string_data": {TensorProto.STRING},
 }
 _FIELD_OF: dict[int, str] = {dtype: field for field, dtypes in _FIELDS.items() for dtype in dtypes}
+# The fields of each message that hold text; protobuf gives bytes where they are not UTF-8.
+_TEXTS = {
+    kind: [field for field in message.fields if field.type == FieldDescriptor.TYPE_STRING]
+    for kind, message in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.items()
+}
 _COMPLEX = {TensorProto.COMPLEX64, TensorProto.COMPLEX128}
 
 
@@ -49,10 +55,7 @@ def check(proto: onnx.ModelProto, name: str) -> None:
         _check_known([graph, *graph.input, *graph.output, *graph.value_info], name)
     for node in nodes_of(proto):
         _check_known([node, *node.attribute], name)
-        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _unread(node)):
-            raise UnsupportedModelError(
-                f"{name} keeps a list, or sparse data, of a node in a file; put it inside."
-            )
+        _check_attributes(node, name)
     for tensor in tensors_of(proto):
         _check_tensor(tensor, name)
 
@@ -107,6 +110,21 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from _unread(node)
 
 
+def _check_attributes(node: onnx.NodeProto, name: str) -> None:
+    names = {attribute.name for attribute in node.attribute}
+    if len(names) < len(node.attribute):
+        problem = "two attributes of one name"
+    elif any(not attribute.type for attribute in node.attribute):
+        problem = "an attribute without a type"
+    elif any(tensor.data_location == TensorProto.EXTERNAL for tensor in _unread(node)):
+        problem = "a list of tensors, or a sparse one, in a file"
+    else:
+        return
+    raise InvalidModelError(
+        f"{name} has a node {node.name!r} ({node.op_type}) with {problem}; export it again."
+    )
+
+
 def _unread(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     """The tensors of a node that no reader looks for in a file."""
     for attribute in node.attribute:
@@ -130,12 +148,19 @@ def _check_names(graph: onnx.GraphProto, name: str) -> None:
 
 
 def _check_known(messages: Iterable[Message], name: str) -> None:
+    """Fields that a newer onnx has would be lost, and text that is none cannot be written again."""
     for message in messages:
+        kind = message.DESCRIPTOR.name.removesuffix("Proto").lower()
         if len(UnknownFieldSet(message)):
-            kind = message.DESCRIPTOR.name.removesuffix("Proto").lower()
             raise UnsupportedModelError(
                 f"{name} has a {kind} with fields that the installed onnx does not know; update onnx."
             )
+        for field in _TEXTS[message.DESCRIPTOR.name]:
+            value = getattr(message, field.name)
+            if any(not isinstance(each, str) for each in (value if field.is_repeated else [value])):
+                raise InvalidModelError(
+                    f"{name} has a {kind} whose {field.name} is not UTF-8; export it again."
+                )
 
 
 def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:

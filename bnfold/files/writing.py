@@ -98,9 +98,12 @@ def write(model: ir.Model, path: Path) -> None:
             _write_with_data(model, path)
         else:
             path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
-    except (ValueError, EncodeError) as error:
+    except (ValueError, EncodeError, ir.serde.SerdeError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise OutputError(
-            f"cannot write {path.name} ({error}); store large constants as initializers."
+            f"cannot write {path.name}: the model has what ONNX cannot hold ({cause})."
         ) from error
 
 
