@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.job import Outcome
 from bnfold.report import Refusal, Report, Row
+from bnfold.wording import printable
 
 if TYPE_CHECKING:
     from bnfold.verification import Verdict
@@ -98,11 +99,6 @@ def on_terminal(made: Iterable[Table]) -> None:
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         console.print(drawn)
-
-
-def printable(text: str) -> str:
-    """A name from a model, with control characters escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _row(row: Row) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ import click
 
 from bnfold import __version__
 from bnfold.cli import bench, fold, recalibrate, show, stats
+from bnfold.cli.ending import fail, orderly
 from bnfold.errors import BnfoldError
 
 
@@ -51,19 +52,20 @@ def main() -> None:
     """Run the command; every failure is one sentence on stderr and an exit code."""
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of is an error of ours
     try:
-        cli.main(standalone_mode=False)
+        with orderly():
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except click.Abort:
-        _fail("interrupted; nothing was changed.", 130)
+    except (click.Abort, KeyboardInterrupt):
+        _exit("interrupted; no file was left half-written.", 130)
     except click.exceptions.NoArgsIsHelpError:
-        _fail("name a model, such as `bnfold model.onnx`; `bnfold --help` says more.", 2)
+        _exit("name a model, such as `bnfold model.onnx`; `bnfold --help` says more.", 2)
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        _exit(error.format_message(), 2)
     except BnfoldError as error:
-        _fail(str(error), error.exit_code)
+        _exit(str(error), error.exit_code)
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo("bnfold: " + " ".join(message.split()), err=True)
+def _exit(message: str, code: int) -> None:
+    fail(message)
     sys.exit(code)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli import many
+from bnfold.cli.ending import fail
 from bnfold.errors import BnfoldError, UnexpectedError, VerificationError
+from bnfold.wording import printable
 
 if TYPE_CHECKING:
     from bnfold.job import Order, Outcome
+
+    Result = tuple[Outcome | None, BnfoldError | None]
 
 SCHEMA_VERSION = 1
 
@@ -37,28 +42,32 @@ SCHEMA_VERSION = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Report as Markdown on stdout.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Models at a time."
+)
 @click.option("-q", "--quiet", is_flag=True, help="No report.")
 @click.option("-v", "--verbose", is_flag=True, help="List every affine node and measure the noise floor.")
 def fold(
-    models: Sequence[Path], as_json: bool, as_markdown: bool, quiet: bool, verbose: bool, **asked: Any
+    models: Sequence[Path],
+    as_json: bool,
+    as_markdown: bool,
+    jobs: int,
+    quiet: bool,
+    verbose: bool,
+    **asked: Any,
 ) -> None:
-    """Fold MODELS: each gets a smaller, equal model beside it.
+    """Fold MODELS: each gets a smaller, equal model beside it; a bad one does not stop the others.
 
     Every batch norm is reported: where it went, or why it stays, in each direction.
     """
     _refuse_contradictions(models, as_json, as_markdown, quiet, asked)
     outcomes: list[dict[str, Any]] = []
     code = 0
-    for model in models:
-        with _progress(quiet) as say:
-            outcome, failure = _fold_one(model, _order(asked, verbose, say))
-        entry: dict[str, Any] = {"model": str(model)} if outcome is None else outcome.to_dict()
-        entry["error"] = None if failure is None else str(failure)
-        outcomes.append(entry)
-        if isinstance(failure, VerificationError) and failure.verdict is not None:
-            entry["verification"] = failure.verdict.to_dict()
+    for model, (outcome, failure) in _results(models, jobs, {**asked, "verbose": verbose}, quiet):
+        if as_json and not quiet:
+            outcomes.append(_entry(model, outcome, failure))
         if failure is not None:
-            click.echo(f"bnfold: {failure}", err=True)
+            fail(f"{failure}")
             code = max(code, failure.exit_code)
         elif outcome is not None:
             if asked["check"] and outcome.report.changed:
@@ -68,6 +77,29 @@ def fold(
     if as_json and not quiet:
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "files": outcomes}, indent=1))
     sys.exit(code)
+
+
+def _results(
+    models: Sequence[Path], jobs: int, asked: dict[str, Any], quiet: bool
+) -> Iterator[tuple[Path, Result]]:
+    """What became of each model, in their order; several are folded in processes of their own."""
+    if len(models) == 1:
+        with _progress(quiet) as say:
+            made = fold_one(models[0], asked, say)
+        yield models[0], made
+        return
+    for done, (model, made) in enumerate(many.each(models, fold_one, asked, jobs), 1):
+        yield model, made if isinstance(made, tuple) else (None, made)
+        if not quiet and sys.stderr.isatty():
+            click.echo(f"\r{done} of {len(models)} models", err=True, nl=done == len(models))
+
+
+def _entry(model: Path, outcome: Outcome | None, failure: BnfoldError | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"model": str(model)} if outcome is None else outcome.to_dict()
+    entry["error"] = None if failure is None else str(failure)
+    if isinstance(failure, VerificationError) and failure.verdict is not None:
+        entry["verification"] = failure.verdict.to_dict()
+    return entry
 
 
 def _refuse_contradictions(
@@ -89,7 +121,7 @@ def _refuse_contradictions(
             raise click.UsageError(sentence)
 
 
-def _order(asked: dict[str, Any], verbose: bool, say: Any) -> Order:
+def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
     from bnfold.folding import FoldPass
     from bnfold.job import Mode, Order
 
@@ -101,18 +133,19 @@ def _order(asked: dict[str, Any], verbose: bool, say: Any) -> Order:
         force=asked["force"],
         verify=not asked["no_verify"],
         inputs=asked["inputs"],
-        noise=verbose,
+        noise=asked["verbose"],
         map_file=asked["map_file"],
         folding=lambda: FoldPass(**options),
         say=say,
     )
 
 
-def _fold_one(model: Path, order: Order) -> tuple[Outcome | None, BnfoldError | None]:
+def fold_one(model: Path, asked: dict[str, Any], say: Callable[[str], None] = lambda text: None) -> Result:
+    """Fold one model as the options ask; returns what became of it, or what went wrong."""
     from bnfold import job
 
     try:
-        return job.run(model, order), None
+        return job.run(model, _order(asked, say)), None
     except BnfoldError as error:
         return None, error
     except Exception as error:  # a defect of ours must not stop the other files, nor look like a result
@@ -126,7 +159,7 @@ def _show(outcome: Outcome, as_markdown: bool, verbose: bool) -> None:
     from bnfold import render
 
     lines, tables = render.summary(outcome), render.tables(outcome, verbose)
-    proof = [] if outcome.verdict is None else [render.printable(outcome.verdict.summary)]
+    proof = [] if outcome.verdict is None else [printable(outcome.verdict.summary)]
     if as_markdown:
         body = [render.markdown(table) for table in tables]
         click.echo("\n\n".join(["\n".join(f"{line}  " for line in lines), *body, *proof]))

@@ -10,6 +10,7 @@ import click
 
 from bnfold.cli.stats import data_options
 from bnfold.errors import InputsError, OutputError
+from bnfold.wording import printable
 
 if TYPE_CHECKING:
     from bnfold.render import Table
@@ -125,10 +126,10 @@ def _show(made: Recalibration, target: Path) -> None:
     from bnfold import render
 
     render.on_terminal(_tables(made))
-    click.echo(render.printable(made.estimated.method))
+    click.echo(printable(made.estimated.method))
     if made.report is not None:
         click.echo(f"Folded {made.report.folded} affine nodes afterwards; {made.report.kept} stay.")
-    click.echo(f"Wrote {render.printable(str(target))}.")
+    click.echo(f"Wrote {printable(str(target))}.")
 
 
 def _numbers(each: dict[str, Any]) -> tuple[str, str]:
@@ -136,7 +137,7 @@ def _numbers(each: dict[str, Any]) -> tuple[str, str]:
 
 
 def _tables(made: Recalibration) -> list[Table]:
-    from bnfold.render import Table, printable
+    from bnfold.render import Table
 
     told = made.to_dict()
     rows = [

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from bnfold.wording import printable
+
 
 @click.command(short_help="Show that two models are equal.")
 @click.argument("a", type=click.Path(path_type=Path))
@@ -24,7 +26,7 @@ def verify(a: Path, b: Path, inputs: Path | None, as_json: bool, verbose: bool) 
         click.echo(json.dumps(verdict.to_dict(), indent=1))
     else:
         render.on_terminal([render.errors(verdict)] if verdict.outputs else [])
-        click.echo(render.printable(verdict.summary))
+        click.echo(printable(verdict.summary))
     sys.exit(0 if verdict.ok else 1)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bnfold.wording import printable
+
 if TYPE_CHECKING:
     from bnfold.render import Table
     from bnfold.statistics.result import Statistics
@@ -130,12 +132,12 @@ def _show(measured: Statistics, plot: Path | None, as_json: bool) -> None:
         render.on_terminal(_tables(measured))
         click.echo(f"Measured on {measured.samples} samples.")
         for line in measured.conclusions:
-            click.echo(render.printable(line))
+            click.echo(printable(line))
     sys.exit(0 if measured.fits else 1)
 
 
 def _tables(measured: Statistics) -> list[Table]:
-    from bnfold.render import Table, printable
+    from bnfold.render import Table
 
     rows = []
     for each in measured.comparisons:

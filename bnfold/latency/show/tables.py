@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bnfold.render import Table, markdown, printable
+from bnfold.render import Table, markdown
+from bnfold.wording import printable
 
 from ..report import BenchReport, Case
 from ..verdict import numbers

@@ -1,0 +1,42 @@
+"""How a command ends early: told to stop, which is like Ctrl-C, or with one sentence."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from bnfold.wording import printable
+
+# What a shell, a job scheduler and a closed terminal send.
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` on any of the signals, for as long as the block lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    try:
+        for each, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(each, _interrupt)
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def fail(message: str) -> None:
+    """Say what went wrong: one line on stderr, whatever a model's names hold."""
+    click.echo("bnfold: " + printable(" ".join(message.split())), err=True)
