@@ -29,7 +29,9 @@ Write = Callable[[Path], None]
 
 def main() -> None:
     """Export what this environment can, and say what failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--small", action="store_true", help="the small networks")
     parser.add_argument("--only", default="", help="only files whose name contains this")
@@ -146,7 +148,13 @@ def _dynamo(network: Callable[[], tuple[Any, Any]], optimize: bool, path: Path) 
         shapes = None  # Keras layers compute with their sizes in Python, which binds them
     example = example if shapes is None else torch.cat([example, example])
     program = torch.onnx.export(
-        model, (example,), dynamo=True, optimize=optimize, dynamic_shapes=shapes, input_names=["image"], verbose=False
+        model,
+        (example,),
+        dynamo=True,
+        optimize=optimize,
+        dynamic_shapes=shapes,
+        input_names=["image"],
+        verbose=False,
     )
     program.save(str(path), external_data=False)
 

@@ -1,7 +1,7 @@
 """The networks of the export matrix that are written in Keras, for whichever backend it runs on.
 
-Weights are those of initialization, since a fold does not depend on what they are for; the parameters of every
-batch norm are drawn as training leaves them, and its statistics are what random images give.
+Weights are those of initialization, since a fold does not depend on what they are for; the parameters of
+every batch norm are drawn as training leaves them, and its statistics are what random images give.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ def _fully_convolutional(width: int) -> keras.Model:
 
 
 def _application(name: str, size: int = 224) -> Callable[[], keras.Model]:
-    # The batch norms of the article's networks come with the architecture; its weights would have to be loaded.
     return lambda: getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
 
 

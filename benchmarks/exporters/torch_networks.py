@@ -73,7 +73,8 @@ class _UNet(nn.Module):
         )
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * n, n, 2, stride=2) for n in (2 * width, width))
         self.joined = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(2 * n), *_conv_norm(2 * n, n, 3, padding=0)) for n in (2 * width, width)
+            nn.Sequential(nn.BatchNorm2d(2 * n), *_conv_norm(2 * n, n, 3, padding=0))
+            for n in (2 * width, width)
         )
         self.pad = nn.ZeroPad2d(1)
         self.head = nn.Conv2d(width, 2, 1)
@@ -107,11 +108,17 @@ class _PointNet(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.transform = self._features(3, width)
-        self.matrix = nn.Sequential(nn.Linear(4 * width, width), nn.BatchNorm1d(width), nn.ReLU(),
-                                    nn.Linear(width, 9))
+        self.matrix = nn.Sequential(
+            nn.Linear(4 * width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 9)
+        )
         self.features = self._features(3, width)
-        self.head = nn.Sequential(nn.Linear(4 * width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(),
-                                  nn.Dropout(), nn.Linear(width, 10))
+        self.head = nn.Sequential(
+            nn.Linear(4 * width, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(width, 10),
+        )
 
     @staticmethod
     def _features(inputs: int, width: int) -> nn.Sequential:

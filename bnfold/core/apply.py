@@ -13,6 +13,7 @@ from bnfold.core.leftover import Leftover, leftover
 from bnfold.core.plan import Blocked, Direction, Plan
 from bnfold.core.reasons import Refused
 from bnfold.core.rounding import stored
+from bnfold.core.rule import Becomes
 from bnfold.core.view import View, name_of
 
 
@@ -33,12 +34,15 @@ class Change:
     new: tuple[str, Const]
 
 
+_Stored = tuple[Const, ir.TensorProtocol]
+
+
 @dataclass(frozen=True)
 class Made:
     """An affine node that is to stay, with its constants already rounded."""
 
     left: Leftover
-    consts: list[tuple[Const, ir.TensorProtocol]]
+    consts: list[_Stored]
 
 
 @dataclass
@@ -69,14 +73,15 @@ class Writer:
         """
         params = dict(self._params(plan))
         made = dict(self._leftovers(plan))
+        own = {node: list(self._constants_of(node, becomes)) for node, becomes in plan.becomes.items()}
         for node, readers in plan.copies.items():
             self._copy(node, readers)
         changes = [self._replace(node, index, const) for (node, index), const in params.items()]
-        for node, becomes in plan.becomes.items():
-            self._become(node, becomes.op_type, becomes.attributes)
         for value in plan.changed:
             value.name = self._fresh(f"{value.name}_folded")
-        left = [self._insert_behind(value, made[value]) for value in plan.stays]
+        for node, becomes in plan.becomes.items():
+            self._become(node, becomes, own[node])
+        left = [self._insert_left(value, made[value]) for value in plan.stays]
         for node in plan.restated:
             changes.extend(self._restate(node, made[node.outputs[0]]))
             left.append(node)
@@ -102,7 +107,7 @@ class Writer:
                 if node.graph is not None:
                     node.graph.remove(node, safe=True)
 
-    def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], tuple[Const, ir.TensorProtocol]]]:
+    def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], _Stored]]:
         for (node, index), edit in plan.params.items():
             absent = not self.view.site(node).has(index)
             if absent and not edit.shifts:
@@ -137,7 +142,7 @@ class Writer:
             except Refused as refused:
                 raise Blocked(refused.reason, value.producer(), value) from refused
 
-    def _replace(self, node: ir.Node, index: int, made: tuple[Const, ir.TensorProtocol]) -> Change:
+    def _replace(self, node: ir.Node, index: int, made: _Stored) -> Change:
         const, tensor = made
         old = node.inputs[index] if index < len(node.inputs) else None
         before = None if old is None else (old.name or "", self.view.constants.get(old))
@@ -190,23 +195,44 @@ class Writer:
         self.view.facts.copy(value, output)
         self.view.place_behind(twin, node)
 
-    def _become(self, node: ir.Node, op_type: str, attributes: Mapping[str, Any]) -> None:
-        node.op_type = op_type
-        node.attributes.clear()
-        for attribute in ir.convenience.convert_attributes(attributes):
-            node.attributes.add(attribute)
+    def _constants_of(self, node: ir.Node, becomes: Becomes) -> Iterator[dict[int, _Stored]]:
+        """Round the constants of what a node becomes, and of what comes then."""
+        dtype, then = self.view.facts.dtype(node.outputs[0]), becomes.then
+        assert dtype is not None, "only floating-point maps are read"
+        for each in (becomes,) if then is None else (becomes, then):
+            consts = {index: Const(array.shape, dtype, array) for index, array in each.constants.items()}
+            try:
+                yield {index: (const, stored(const)) for index, const in consts.items()}
+            except Refused as refused:
+                raise Blocked(refused.reason, node) from refused
 
-    def _insert_behind(self, value: ir.Value, made: Made) -> ir.Node:
-        """Put an affine node between a value and its readers; it takes over the value's name."""
+    def _become(self, node: ir.Node, becomes: Becomes, own: list[dict[int, _Stored]]) -> None:
+        """Turn a node into another operator, and put behind it what comes then."""
+        _change_operator(node, becomes.op_type, becomes.attributes)
+        for index, const in own[0].items():
+            node.resize_inputs(max(index + 1, len(node.inputs)))
+            node.replace_input_with(index, self._constant(f"{name_of(node)}_bound", *const))
+        if (then := becomes.then) is not None:
+            self._become(self._insert_behind(node.outputs[0], then.op_type, [], {}), then, own[1:])
+
+    def _insert_left(self, value: ir.Value, made: Made) -> ir.Node:
+        """Put an affine node that is left over between a value and its readers."""
+        left = made.left
+        return self._insert_behind(value, left.op_type, self._register(value, made), left.attributes)
+
+    def _insert_behind(
+        self, value: ir.Value, op_type: str, constants: list[ir.Value], attributes: Mapping[str, Any]
+    ) -> ir.Node:
+        """Put a node between a value and its readers; it takes over the value's name."""
         producer = value.producer()
         assert producer is not None
         assert isinstance(producer.graph, ir.Graph)
         node = ir.Node(
             "",
-            made.left.op_type,
-            [value, *self._register(value, made)],
-            ir.convenience.convert_attributes(made.left.attributes),
-            name=self._fresh(f"{name_of(producer)}_{made.left.op_type}"),
+            op_type,
+            [value, *constants],
+            ir.convenience.convert_attributes(attributes),
+            name=self._fresh(f"{name_of(producer)}_{op_type}"),
         )
         output, name = node.outputs[0], value.name
         value.replace_all_uses_with(output, replace_graph_outputs=True)
@@ -227,7 +253,7 @@ class Writer:
         node.resize_inputs(1 + len(values))
         for place, value in enumerate([data, *values]):
             node.replace_input_with(place, value)
-        self._become(node, made.left.op_type, made.left.attributes)
+        _change_operator(node, made.left.op_type, made.left.attributes)
         self._loose.extend(value for value in old if value is not None and value is not data)
         return [
             Change(name_of(node), 1 + i, None, (value.name or "", const))
@@ -273,6 +299,13 @@ class Writer:
             candidate = f"{name}_{number}"
         self._names.add(candidate)
         return candidate
+
+
+def _change_operator(node: ir.Node, op_type: str, attributes: Mapping[str, Any]) -> None:
+    node.op_type = op_type
+    node.attributes.clear()
+    for attribute in ir.convenience.convert_attributes(attributes):
+        node.attributes.add(attribute)
 
 
 def _declare_like(value: ir.Value, output: ir.Value) -> None:

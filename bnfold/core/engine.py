@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import onnx_ir as ir
 
@@ -31,6 +32,11 @@ _BROKEN_READS = {
 }
 
 _HOMES: dict[Direction, Walk] = {Direction.UP: go_up, Direction.DOWN: go_down}
+# Where no other home is left, an activation may turn into a Max or Min on the way.
+_TURNING: dict[Direction, Walk] = {
+    Direction.UP: partial(go_up, turning=True),
+    Direction.DOWN: partial(go_down, turning=True),
+}
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Engine:
         self._read_all()
         self._until_nothing_moves(writer, _HOMES)
         if not self.view.portable:
+            self._until_nothing_moves(writer, _TURNING)
             self._until_nothing_moves(writer, {Direction.MERGE: merge})
         writer.sweep()
         report.rows = [row for row in self.rows.values() if row.name]

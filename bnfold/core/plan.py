@@ -46,6 +46,7 @@ class Plan:
     Attributes:
         seed: the affine node the walk began at.
         direction: the way it went.
+        turning: whether an activation on the way may become an operator with constants of its own.
         params: the map on each constant input that changes.
         becomes: nodes that turn into another operator.
         bypassed: affine nodes that vanish; their readers read their data input.
@@ -59,6 +60,7 @@ class Plan:
 
     seed: ir.Node
     direction: Direction
+    turning: bool = False
     params: dict[tuple[ir.Node, int], Affine] = field(default_factory=dict)
     becomes: dict[ir.Node, Becomes] = field(default_factory=dict)
     bypassed: list[ir.Node] = field(default_factory=list)
@@ -83,6 +85,9 @@ class Plan:
 
     def take(self, node: ir.Node, moved: Moved) -> None:
         """Note what a rule said of one node, but for its parameters."""
+        turns = moved.becomes is not None and bool(moved.becomes.constants)
+        with at(node):
+            require(self.turning or not turns, Reason.ACTIVATION_TURNS)
         self.path.append(node)
         if moved.becomes is not None:
             self.becomes[node] = moved.becomes
@@ -118,7 +123,8 @@ def gaining(view: View, plan: Plan) -> Plan:
                 raise Refused(Reason.COSTS_A_NODE)
             after.append(left.weight)
     with at(plan.path[-1] if plan.path else plan.seed):
-        require(len(after) <= len(before), Reason.COSTS_A_NODE)
+        more = sum(becomes.then is not None for becomes in plan.becomes.values())
+        require(len(after) + more <= len(before), Reason.COSTS_A_NODE)
         require(len(after) + len(plan.copies) <= len(before), Reason.OTHER_READER)
         require(sum(after) < sum(before), Reason.NO_GAIN)
     return plan

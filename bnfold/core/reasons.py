@@ -189,6 +189,10 @@ class Reason(Enum):
         "The constant is the bias of the layer in front of it and costs what a bias costs.",
         "Nothing: it is in its place.",
     )
+    ACTIVATION_TURNS = (
+        "The activation would have to become a Max or Min with constants, which costs more than it saves.",
+        "Nothing: runtimes run an activation with the layer in front of it, but not a Max.",
+    )
     FUSED_BY_RUNTIME = (
         "The constant belongs to an activation or normalization that runtimes run as one kernel.",
         "Nothing: taking it out would make the model slower.",

@@ -7,22 +7,26 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from bnfold.core.affine import IDENTITY, Affine
+from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import Site
 
 
 @dataclass(frozen=True)
 class Becomes:
-    """Another operator that a node turns into, one for one.
+    """Another operator that a node turns into.
 
     Attributes:
         op_type: the new operator.
         attributes: all attributes of the new node.
+        constants: inputs that are constants of its own, by index; exact, in float64.
+        then: one more node right behind it, which reads its output as the first input.
     """
 
     op_type: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[int, Array] = field(default_factory=dict)
+    then: Becomes | None = None
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from bnfold.core.walk.up import edit
 _MAX_DEPTH = 20
 
 
-def go_down(view: View, seed: ir.Node) -> Plan:
+def go_down(view: View, seed: ir.Node, turning: bool = False) -> Plan:
     """Plan to move the map of ``seed`` into the operators behind it; raises like ``go_up``."""
-    walk = _Down(view, Plan(seed, Direction.DOWN))
+    walk = _Down(view, Plan(seed, Direction.DOWN, turning))
     with at(seed):
         _, affine = view.read(seed)
     walk.plan.bypassed.append(seed)

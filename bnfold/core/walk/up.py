@@ -27,13 +27,13 @@ Use = tuple[ir.Node, int]
 _MAX_ATTEMPTS = 64
 
 
-def go_up(view: View, seed: ir.Node) -> Plan:
+def go_up(view: View, seed: ir.Node, turning: bool = False) -> Plan:
     """Plan to move the map of ``seed`` into the operators in front of it.
 
     Raises:
         Blocked: with the reason and the node that refused.
     """
-    walk = _Up(view, Plan(seed, Direction.UP))
+    walk = _Up(view, Plan(seed, Direction.UP, turning))
     with at(seed):
         walk.bypass(seed, Affine.of())
     plan = walk.run()
