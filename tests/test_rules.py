@@ -338,7 +338,7 @@ class Lone:
         """Every output of the node, some of its inputs having other values."""
         feeds = {self.node.input[i]: array for i, array in {**self.data, **other}.items()}
         values = truth(self.model, feeds)
-        return [values[name] for name in self.node.output]
+        return [values[name] for name in self.model.graph.node[-1].output]
 
     def pull(self, out: Affine) -> list[Moved]:
         """The rule's alternatives, none where it refuses."""

@@ -11,7 +11,8 @@
   1.10 times the time of whole residual and dense blocks. In front of a Relu that it runs with the layer
   before it a Max was never a gain.
 * A Max and a Min (channels of both signs) are two such nodes: a gain over three, and over two where the
-  channels are last; where they are first, one BatchNormalization takes half the time of the pair. (``benchmarks/activation_bounds.py``).
+  channels are last; where they are first, one BatchNormalization takes half the time of the pair
+  (``benchmarks/activation_bounds.py``).
 * A producer with other readers is copied for a map where the copy costs no more than the batch norm it
   takes the place of, measured in ONNX Runtime 1.32 as batch norm / copy (``benchmarks/sharing.py``):
   one multiplication per element (Conv 1×1 on one channel 1.15×, Gather 1.04–1.07×) or a layer whose
