@@ -52,10 +52,13 @@ def section(module: str) -> Iterator[str]:
     yield f"## {module.removeprefix(PREFIX).replace('.', '/')}\n"
     paragraphs = inspect.cleandoc(import_module(module).__doc__ or "").split("\n\n")
     yield from (f"{as_code(text) if '   ' in text else text}\n" for text in paragraphs)
-    yield "| operator | versions | verbs |\n|---|---|---|"
-    yield from (operator(name, entry) for name, entry in registered().items() if entry.module == module)
+    operators = [operator(name, entry) for name, entry in registered().items() if entry.module == module]
+    if operators:
+        yield "| operator | versions | verbs |\n|---|---|---|"
+        yield from (*operators, "")
     examples = [example for example in EXAMPLES if home(example) == module]
-    yield "\nFolds: " + ", ".join(shown(example) for example in examples if example.reason is None) + ".\n"
+    if folded := [shown(example) for example in examples if example.reason is None]:
+        yield "Folds: " + ", ".join(folded) + ".\n"
     refused = [example for example in examples if example.reason is not None]
     if refused:
         yield "| refuses | reason | why |\n|---|---|---|"

@@ -314,7 +314,7 @@ def _fits(small: Tensor, x: Tensor) -> Iterator[bool]:
 
 
 @writes("Relu", "LeakyRelu", "Identity", often=2)
-@writes("Sigmoid", "Neg", "Tanh")
+@writes("Sigmoid", "Neg", "Tanh", "Abs", "Softplus", "Elu", "HardSigmoid")
 def _unary(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     attributes = {"alpha": g.random.choice([0.1, -0.5, 2.0])} if op_type == "LeakyRelu" else {}
     return g.node(x, op_type, x.name, **attributes)
@@ -361,6 +361,11 @@ def _cast(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
         other = TensorProto.FLOAT if g.dtype == TensorProto.DOUBLE else TensorProto.DOUBLE
         x = g.node(x, op_type, x.name, to=other)
     return g.node(x, op_type, x.name, to=g.dtype)
+
+
+@writes("CastLike")
+def _cast_like(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    return g.node(x, op_type, x.name, g.random.choice(g.tensors).name) if g.opset >= 15 else None
 
 
 @writes("Dropout")

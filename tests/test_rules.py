@@ -43,6 +43,8 @@ SIZES = {"N": 2, "T": 5, "L": 9, "H": 6, "W": 7}
 NOT_SILENCED = {
     # Nothing is known at all: there is no number to go wrong with.
     Reason.NOT_CONSTANT,
+    # There is no equation to go wrong with.
+    Reason.NONLINEAR,
     # Judgements of what is worth doing: what they refuse is exact.
     Reason.COSTS_A_NODE,
     Reason.DENSE_BIAS,

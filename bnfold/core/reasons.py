@@ -61,6 +61,10 @@ class Reason(Enum):
     )
 
     # What an operator can take.
+    NONLINEAR = (
+        "The operator is nonlinear: no scale or shift passes it exactly.",
+        "Nothing: no exact equation exists.",
+    )
     NO_RULE = (
         "No rule knows how a map passes this operator.",
         "A rule file for it, if an exact equation exists.",

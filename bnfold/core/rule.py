@@ -118,6 +118,7 @@ class Registered:
 
 
 _registry: dict[str, Registered] = {}
+_nonlinear: set[str] = set()
 
 
 def rule(*op_types: str, versions: Collection[int]) -> Callable[[type[Rule]], type[Rule]]:
@@ -129,6 +130,11 @@ def rule(*op_types: str, versions: Collection[int]) -> Callable[[type[Rule]], ty
         return cls
 
     return register
+
+
+def nonlinear(*op_types: str) -> None:
+    """Name standard operators that no map passes, in any version."""
+    _nonlinear.update(op_types)
 
 
 @cache
@@ -144,11 +150,13 @@ def rule_for(site: Site) -> Rule:
     """The rule that knows the operator at a site.
 
     Raises:
-        Refused: ``NO_RULE`` for an operator without one (a foreign domain's operator is never ours),
+        Refused: ``NONLINEAR`` for an operator known to have none, ``NO_RULE`` for any other without
+            (a foreign domain's operator is never ours),
             ``UNKNOWN_VERSION`` for a version no equation was checked against.
     """
     entry = registered().get(site.node.op_type)
     if entry is None or site.node.domain != "" or site.version == 0:
-        raise Refused(Reason.NO_RULE)
+        is_known = site.node.op_type in _nonlinear and site.node.domain == "" and site.version > 0
+        raise Refused(Reason.NONLINEAR if is_known else Reason.NO_RULE)
     require(site.version in entry.versions, Reason.UNKNOWN_VERSION)
     return entry.rule

@@ -2,7 +2,7 @@
 
     pull, push    out = in
 
-Identity; Dropout at inference; Cast to the type the tensor already has.
+Identity; Dropout at inference; Cast and CastLike to the type the tensor already has.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class Cast(Carrier):
         require(source is not None and node.target_type() == source, Reason.ROUNDS)
 
 
+@rule("CastLike", versions={15, 19, 21, 23, 24, 25})
+class CastLike(Carrier):
+    """Cast to the type of the second input, where it is none."""
+
+    def check(self, node: Site) -> None:
+        source = node.facts.dtype(node.input(0))
+        require(source is not None and node.facts.dtype(node.input(1)) == source, Reason.ROUNDS)
+
+
 @rule("Dropout", versions={1, 6, 7, 10, 12, 13, 22})
 class Dropout(Carrier):
     """Dropout at inference: by ``is_test`` before version 7, by its third input from 12 on."""
@@ -75,6 +84,11 @@ def in_front_of_identity(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 def cast_to_the_same_type(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Cast(op.Conv(x, op.weight(4, 3, 3, 3)), to=int(ir.DataType.FLOAT))
     return op.batch_norm(y)
+
+
+@folds
+def cast_like_itself(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (2,)) -> Outputs:
+    return op.batch_norm(op.CastLike(op.Conv(x, op.weight(4, 3, 3, 3)), y))
 
 
 @folds
@@ -108,3 +122,9 @@ def cast_of_integers(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 def cast_rounds(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Cast(op.batch_norm(x), to=int(ir.DataType.INT32))
     return op.Conv(op.Cast(y, to=int(ir.DataType.FLOAT)), op.weight(4, 3, 3, 3))
+
+
+@refuses(Reason.ROUNDS)
+def cast_like_rounds(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    y = op.CastLike(op.batch_norm(x), op.ints(1))
+    return op.Conv(op.CastLike(y, x), op.weight(4, 3, 3, 3))

@@ -1,7 +1,7 @@
-"""Relu, LeakyRelu and PRelu carry a scale that is nowhere negative; a Relu carries any map.
+"""Relu, LeakyRelu, PRelu and Abs carry a scale that is nowhere negative; a Relu carries any map.
 
     pull    s·f(x) = f(s·x)        if s ≥ 0 and t = 0
-    push    f(s·x) = s·f(x)        if s ≥ 0 and t = 0
+    push    f(s·x) = s·f(x)        if s ≥ 0 and t = 0; Abs: |s·x| = |s|·|x|
 
 for they are linear on either side of zero, and a scale of that sign changes no side. Any other map
 turns a Relu into a bound on each channel: from below where s > 0, from above where s < 0.
@@ -86,6 +86,16 @@ class PRelu(Homogeneous):
     """x above zero, slope·x below, with the slope per channel or per element."""
 
 
+@rule("Abs", versions={1, 6, 13})
+class Abs(Homogeneous):
+    """x above zero, −x below."""
+
+    def push(self, node: Site, into: Arriving) -> Moved:
+        affine = into.only(0)
+        require(not affine.shifts, Reason.NEEDS_NO_SHIFT)
+        return Moved(output=Affine.of(np.abs(affine.scale)))
+
+
 def _checked(affine: Affine) -> Affine:
     require(bool(np.all(affine.scale >= 0)), Reason.NEGATIVE_SCALE)
     require(not affine.shifts, Reason.NEEDS_NO_SHIFT)
@@ -107,6 +117,21 @@ def zero_scale(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 def in_front(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.PRelu(op.Mul(x, op.positive(3, 1, 1)), op.weight(3, 1, 1))
     return op.Conv(y, op.weight(4, 3, 3, 3))
+
+
+@folds
+def absolute(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Mul(op.Abs(op.Conv(x, op.weight(4, 3, 3, 3))), op.positive(4, 1, 1))
+
+
+@folds
+def absolute_of_either_sign(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Conv(op.Abs(op.Mul(x, op.weight(3, 1, 1))), op.weight(4, 3, 3, 3))
+
+
+@refuses(Reason.NEEDS_NO_SHIFT)
+def absolute_of_a_shift(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Conv(op.Abs(op.batch_norm(x)), op.weight(4, 3, 3, 3))
 
 
 @refuses(Reason.NEGATIVE_SCALE)
