@@ -301,6 +301,22 @@ def _arithmetic(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(g.op.node(op_type, *names), shape, tuple(static))
 
 
+@writes("Sum", "Mean", often=2)
+def _sum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Tensors and constants, as many as there are; without broadcasting before opset 8."""
+    names = [x.name]
+    for _ in range(g.random.choice([0, 1, 1, 2])):
+        alike = [t for t in g.tensors if t.shape == x.shape and t.static == x.static]
+        partner = g.random.choice(alike) if g.opset < 8 else _partner(g, x)
+        constant = g.maybe(0.5) and (g.opset >= 8 or all(x.static))
+        if constant or partner is None:
+            names.append(g.const(g.numbers(g.layout(x) if g.opset >= 8 else x.shape)))
+        else:
+            names.append(partner.name)
+    g.random.shuffle(names)
+    return g.node(x, op_type, *names)
+
+
 def _partner(g: RandomGraph, x: Tensor) -> Tensor | None:
     """Another tensor, or the same, that broadcasts into ``x`` with nothing left to be seen at run time."""
     fitting = [t for t in g.tensors if t.rank <= x.rank and all(_fits(t, x))]

@@ -111,7 +111,8 @@ def affine_nodes(model: onnx.ModelProto) -> Counter[str]:
     for node in model.graph.node:
         operands = sum(name in stored for name in node.input)
         binary = node.op_type in ("Add", "Sub", "Mul", "Div") and operands == 1
-        found[node.op_type] += binary or node.op_type in ("BatchNormalization", "Neg")
+        total = node.op_type in ("Sum", "Mean") and operands == len(node.input) - 1
+        found[node.op_type] += binary or total or node.op_type in ("BatchNormalization", "Neg")
     return +found
 
 

@@ -236,6 +236,14 @@ class GatherElements(OpRun):
         return (x[tuple(places)],)
 
 
+class Mean(OpRun):
+    """The mean of the operands; onnx 1.23's own does not broadcast the first one."""
+
+    def _run(self, *operands):  # type: ignore[no-untyped-def]
+        """Add all, and divide by their number."""
+        return (sum(operands) / len(operands),)
+
+
 class Unsqueeze(OpRun):
     """New axes of size 1; onnx 1.23's own inserts axes counted from the end one after another."""
 
@@ -283,7 +291,7 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
     ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
-    ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, *old, *new_ops]
+    ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, Mean, *old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):

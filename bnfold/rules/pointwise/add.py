@@ -1,48 +1,97 @@
-"""Add of two tensors takes a scale to both and a shift to one of them.
+"""Add, Sub, Sum and Mean of tensors take a scale to all of them and a shift to one.
 
-    pull    s·(a + b) + t           =  (s·a + t) + s·b          or the shift to b
-    push    (s·a + t) + (s·b + u)   =  s·(a + b) + (t + u)      the same s on both sides
+    pull    s·Σ kᵢ·aᵢ + t          =  Σ kᵢ·(s·aᵢ) + t            t to one operand as t/kᵢ
+    push    Σ kᵢ·(s·aᵢ + tᵢ)       =  s·Σ kᵢ·aᵢ + Σ kᵢ·tᵢ         the same s on all of them
+    read    a + c₁ + c₂ + …        Sum and Mean of one tensor and constants
 
-An operand that broadcasts takes the map only where the map does not vary along the broadcast axes.
+with kᵢ = 1 for Add and Sum, ±1 for Sub, 1/n for Mean. An operand that broadcasts takes the map only where
+the map does not vary along the broadcast axes; a constant may grow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from bnfold.core.affine import Affine
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.rule import Arriving, Moved, rule
+from bnfold.core.rule import Arriving, Moved, Rule, rule
 from bnfold.core.site import Site
 from bnfold.rules.read import arithmetic
 
 
-@rule("Add", versions={7, 13, 14})
-class Add(arithmetic.Add):
-    """See the module; with a constant operand the node is a map itself."""
+class Combination(Rule):
+    """A sum of all operands, each times a fixed number."""
 
     def pull(self, node: Site, out: Affine) -> Iterator[Moved]:
+        factors = self.factors(node)
         if not out.shifts:
-            yield Moved(inputs={i: out.onto(node.shape(i)) for i in range(2)})
+            yield Moved(inputs={i: _taken(out, node, i) for i in range(len(factors))})
             return
-        scaled = [out.linear.onto(node.shape(i)) for i in range(2)]
-        whole = [onto(out, node, i) for i in range(2)]
-        require(whole != [None, None], Reason.MIXED_AXES)
-        for i, affine in enumerate(whole):
+        scaled = {i: _taken(out.linear, node, i) for i in range(len(factors))}
+        whole = {i: onto(Affine(out.scale, out.shift / k), node, i) for i, k in enumerate(factors)}
+        require(any(whole.values()), Reason.MIXED_AXES)
+        for i, affine in sorted(whole.items(), key=lambda item: not node.is_const(item[0])):
             if affine is not None:
-                yield Moved(inputs={i: affine, 1 - i: scaled[1 - i]})
+                yield Moved(inputs={**scaled, i: affine})
 
     def push(self, node: Site, into: Arriving) -> Moved:
-        a, b = (aligned(into.at(i), node, i) for i in range(2))
-        require(a.linear.same(b.linear), Reason.BRANCHES_DIFFER)
-        return Moved(output=Affine(a.scale, a.shift + b.shift))
+        maps = [aligned(into.at(i), node, i) for i in range(len(node.node.inputs))]
+        require(all(each.linear.same(maps[0].linear) for each in maps), Reason.BRANCHES_DIFFER)
+        shift = sum(k * each.shift for k, each in zip(self.factors(node), maps, strict=True))
+        return Moved(output=Affine(maps[0].scale, np.asarray(shift)))
+
+    def factors(self, node: Site) -> list[float]:
+        """What each operand is multiplied by."""
+        return [1.0] * len(node.node.inputs)
+
+
+@rule("Add", versions={7, 13, 14})
+class Add(Combination, arithmetic.Add):
+    """See the module; with a constant operand the node is a map itself."""
+
+
+@rule("Sub", versions={7, 13, 14})
+class Sub(Combination, arithmetic.Sub):
+    """The second operand is subtracted; with a constant operand the node is a map itself."""
+
+    def factors(self, node: Site) -> list[float]:
+        return [1.0, -1.0]
+
+
+@rule("Sum", versions={1, 6, 8, 13})
+class Sum(Combination):
+    """Any number of operands."""
+
+    def read(self, node: Site) -> tuple[int, Affine]:
+        factors = self.factors(node)
+        tensors = [i for i in range(len(factors)) if not node.is_const(i)]
+        require(len(tensors) == 1, Reason.NOT_AFFINE)
+        constants = (k * node.const(i).exact for i, k in enumerate(factors) if i not in tensors)
+        affine = Affine.of(factors[0], sum(constants, np.zeros(())))
+        return tensors[0], arithmetic.broadcast(affine, node, tensors[0])
+
+
+@rule("Mean", versions={1, 6, 8, 13})
+class Mean(Sum):
+    """The mean of any number of operands."""
+
+    def factors(self, node: Site) -> list[float]:
+        count = len(node.node.inputs)
+        return [1.0 / count] * count
+
+
+def _taken(affine: Affine, node: Site, index: int) -> Affine:
+    """The map for one operand."""
+    return affine if node.is_const(index) else affine.onto(node.shape(index))
 
 
 def onto(affine: Affine, node: Site, index: int) -> Affine | None:
     """The map for one operand, None where it broadcasts along what the map varies along."""
     try:
-        return affine.onto(node.shape(index))
+        return _taken(affine, node, index)
     except Refused:
         return None
 
@@ -66,6 +115,41 @@ def shift_to_the_other(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 
 
 @folds
+def difference(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    a, b = op.Relu(op.Conv(x, op.weight(4, 3, 3, 3))), op.Conv(x, op.weight(4, 3, 3, 3))
+    return op.batch_norm(op.Sub(a, b), positive=True)
+
+
+@folds
+def difference_in_front(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    y = op.Mul(x, op.positive(3, 1, 1))
+    return op.Conv(op.Sub(op.Relu(y), op.Add(y, op.weight(3, 1, 1))), op.weight(4, 3, 3, 3))
+
+
+@folds
+def three_layers(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    layers = [op.Conv(x, op.weight(4, 3, 3, 3)) for _ in range(3)]
+    return op.batch_norm(op.Mean(*layers))
+
+
+@folds
+def constants_among_them(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    a, b = op.Relu(op.Conv(x, op.weight(4, 3, 3, 3))), op.Relu(op.Conv(x, op.weight(4, 3, 3, 3)))
+    return op.batch_norm(op.Sum(op.const(0.5), a, b), positive=True)
+
+
+@folds
+def sum_with_a_constant(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    y = op.Sum(op.weight(4, 1, 1), op.Conv(x, op.weight(4, 3, 3, 3)), op.weight(1))
+    return op.Mean(op.weight(4, 1, 1), y)
+
+
+@folds
+def mean_in_front(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Conv(op.Mean(op.Sum(x, op.weight(3, 1, 1)), y), op.weight(4, 3, 3, 3))
+
+
+@folds
 def per_channel_gate(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     pooled = op.Conv(op.GlobalAveragePool(x), op.weight(4, 3, 1, 1))
     return op.batch_norm(op.Add(pooled, op.Conv(x, op.weight(4, 3, 3, 3))))
@@ -80,6 +164,11 @@ def same_scale_in_front(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 @folds
 def shift_in_front(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (3, 6, 6)) -> Outputs:
     return op.Conv(op.Add(op.Add(y, op.weight(3, 1, 1)), x), op.weight(4, 3, 3, 3))
+
+
+@refuses(Reason.NOT_AFFINE)
+def two_tensors(op: Graph, x: Input = (1, 3, 6, 6), y: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.Sum(op.Conv(x, op.weight(3, 3, 1, 1)), op.Sigmoid(y), op.Sigmoid(x))
 
 
 @refuses(Reason.MIXED_AXES)

@@ -28,7 +28,7 @@ class Arithmetic(Rule):
         data = int(node.is_const(0))
         affine = self.map(node.const(1 - data).exact, data)
         require(bool(np.all(np.isfinite(affine.scale + affine.shift))), Reason.NOT_FINITE)
-        return data, _broadcast(affine, node, data)
+        return data, broadcast(affine, node, data)
 
     def map(self, constant: Array, data: int) -> Affine:
         """The map of the input ``data`` that the constant at the other input makes."""
@@ -49,9 +49,8 @@ class Add(Arithmetic):
         return Affine.of(1.0, constant)
 
 
-@rule("Sub", versions={7, 13, 14})
 class Sub(Arithmetic):
-    """x − c or c − x."""
+    """x − c or c − x; registered with what a Sub of two tensors does."""
 
     def map(self, constant: Array, data: int) -> Affine:
         return Affine.of(1.0, -constant) if data == 0 else Affine.of(-1.0, constant)
@@ -75,7 +74,7 @@ class Neg(Rule):
         return 0, Affine.of(-1.0)
 
 
-def _broadcast(affine: Affine, node: Site, data: int) -> Affine:
+def broadcast(affine: Affine, node: Site, data: int) -> Affine:
     """Give the map the tensor's rank, if it provably does not enlarge the tensor."""
     if affine.rank == 0:
         return affine
