@@ -614,16 +614,46 @@ def _with_axes(
     return str(g.op.node(op_type, x.name, axes=written, **more))
 
 
-@writes("ReduceMean", often=2)
-def _reduce_mean(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+@writes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", often=2)
+def _reduce(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     axes = g.axes(x.rank) or [x.rank - 1]
     keeps = g.maybe(0.5)
     if len(axes) == x.rank and not keeps:
         return None
     pairs = [(1, True) if a in axes else (x.shape[a], x.static[a]) for a in range(x.rank)]
     kept = [pair for axis, pair in enumerate(pairs) if keeps or axis not in axes]
-    name = _with_axes(g, op_type, x, axes, x.rank, 18, keepdims=int(keeps))
+    since = 13 if op_type == "ReduceSum" else 18
+    name = _with_axes(g, op_type, x, axes, x.rank, since, keepdims=int(keeps))
     return Tensor(name, tuple(n for n, _ in kept), tuple(known for _, known in kept))
+
+
+@writes("CumSum")
+def _cum_sum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    axis = g.below(x.rank) - g.random.choice([0, x.rank])
+    given = g.op.const(axis, TensorProto.INT64)
+    return g.node(x, op_type, x.name, given, reverse=g.below(2)) if g.opset >= 11 else None
+
+
+@writes("Expand", often=2)
+def _expand(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if g.opset < 8 or x.rank > 4 or prod(x.shape) > 500:
+        return None
+    more, target = [2] if g.maybe(0.3) else [], []
+    for size, known in zip(x.shape, x.static, strict=True):
+        grows = size == 1 and known and g.maybe(0.7)
+        target.append(2 if grows else size if known and g.maybe(0.5) else 1)
+    name = g.op.node(op_type, x.name, g.op.ints(*more, *target))
+    grown = np.broadcast_shapes(x.shape, tuple(target))
+    return Tensor(name, (*more, *grown), (*(True for _ in more), *x.static))
+
+
+@writes("Tile", often=2)
+def _tile(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    if prod(x.shape) > 500:
+        return None
+    times = [2 if g.maybe(0.3) else 1 for _ in x.shape]
+    name = g.op.node(op_type, x.name, g.op.ints(*times))
+    return Tensor(name, tuple(n * t for n, t in zip(x.shape, times, strict=True)), x.static)
 
 
 @writes("GlobalAveragePool", "GlobalMaxPool")
