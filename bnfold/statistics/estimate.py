@@ -107,7 +107,7 @@ class Estimator:
             raise InputsError("A moving average takes one batch after the other; leave the executor out.")
         new: Estimates = {layer.output: Running(layer.mean, layer.variance) for layer in self.layers}
         samples = count = 0
-        with closing(Meter(replace(self.task, training=True)).each()) as batches:
+        with closing(Meter(replace(self.task, training=True)).blocks(1)) as batches:
             for batch in batches:
                 new = {name: average.update(new[name], batch.moments(name)) for name in new}
                 samples, count = samples + batch.samples, count + 1

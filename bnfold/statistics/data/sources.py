@@ -19,9 +19,10 @@ from bnfold.statistics.data.ports import Array, Feeds, Port, matched
 from bnfold.statistics.data.preprocess import Preprocess
 
 # Input values in a batch, and samples at most: a runtime needs some hundred times as much memory
-# for what it computes from them, on every processor.
+# for what it computes from them, on every processor. While that fits into a processor's cache, measuring
+# it costs least.
 _BATCH_VALUES = 1 << 19
-_MOST_SAMPLES = 256
+_MOST_SAMPLES = 64
 
 
 @dataclass(frozen=True)

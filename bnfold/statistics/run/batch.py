@@ -1,77 +1,67 @@
-"""One measured batch, and many of them merged."""
+"""Measured batches, merged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bnfold.errors import InputsError
-from bnfold.statistics.data.ports import Array, Feeds
-from bnfold.statistics.run.probe import Tap
+from bnfold.statistics.data.ports import Feeds
+from bnfold.statistics.graph.layer import Layer
+from bnfold.statistics.run.tap import Reading
 from bnfold.training import ChannelMoments
-from bnfold.training.moments import Floats
 
 Moments = dict[str, ChannelMoments]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch and what the model said of it.
+class Block:
+    """Some batches in a row and what the model said of them: taken together, they cost less.
 
     Attributes:
-        feeds: what went in.
-        outputs: what came out, by name.
-        taps: the names in ``outputs``, by layer output.
+        feeds: what went in, by batch.
+        readings: of every layer, by layer output.
+        layers: what was measured, by layer output.
     """
 
-    feeds: Feeds
-    outputs: Mapping[str, Array]
-    taps: Mapping[str, Tap]
+    feeds: Sequence[Feeds]
+    readings: Mapping[str, Reading]
+    layers: Mapping[str, Layer]
 
     @property
     def samples(self) -> int:
         """How many samples were fed, along the first axis of the inputs."""
-        return max((array.shape[0] for array in self.feeds.values() if array.ndim), default=0)
+        sizes = ([array.shape[0] for array in feeds.values() if array.ndim] for feeds in self.feeds)
+        return sum(max(each, default=0) for each in sizes)
 
-    def of(self, name: str) -> tuple[int, Floats, Floats]:
-        """How often a layer's channels were seen, their mean and variance."""
-        tap = self.taps[name]
-        mean, variance, shape = (self.outputs[each] for each in tap.outputs)
-        channels = tap.layer.mean.size
-        count = int(np.prod(shape)) // max(1, channels)
-        return count, _vector(mean, channels, count), _vector(variance, channels, count)
+    def doubtful(self, index: int) -> frozenset[str]:
+        """The layers whose moments rounding has spoilt in one batch, so that it has to run again."""
+        return frozenset(name for name, reading in self.readings.items() if not reading.sure[index])
 
     def moments(self, name: str) -> ChannelMoments:
-        """The moments of one layer; raises ``InputsError`` for NaN or infinity."""
-        return merge(name, [self], None)
+        """The moments of one layer over all batches.
 
+        The same as ``ChannelMoments.merge`` of one after the other, at the cost of one.
 
-def merge(name: str, block: list[Batch], before: ChannelMoments | None) -> ChannelMoments:
-    """The moments of one layer over many batches and what came before.
-
-    The same as ``ChannelMoments.merge`` of one after the other, at the cost of one.
-
-    Raises:
-        InputsError: they are NaN or infinite.
-    """
-    parts = [batch.of(name) for batch in block]
-    counts = np.array([count for count, _, _ in parts], np.float64)[:, None]
-    means, variances = (np.stack([part[index] for part in parts]) for index in (1, 2))
-    total = counts.sum()
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = (counts * means).sum(axis=0) / max(total, 1.0)
-        m2 = (counts * (variances + np.square(means - mean))).sum(axis=0)
-    try:
-        moments = ChannelMoments(int(total), mean, m2)
-        return moments if before is None else before.merge(moments)
-    except InputsError as error:
-        raise InputsError(
-            f"What {block[0].taps[name].layer.name} normalizes reaches NaN or infinity ({error}) "
-            "Look for such values in the data, or for statistics that are far off in front of it."
-        ) from error
+        Raises:
+            InputsError: they are NaN or infinite.
+        """
+        reading = self.readings[name]
+        counts = reading.count[:, None].astype(np.float64)
+        total = counts.sum()
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = (counts * reading.mean).sum(axis=0) / max(total, 1.0)
+            m2 = (counts * (reading.variance + np.square(reading.mean - mean))).sum(axis=0)
+        try:
+            return ChannelMoments(int(total), mean, m2)
+        except InputsError as error:
+            raise InputsError(
+                f"What {self.layers[name].name} normalizes reaches NaN or infinity ({error}) "
+                "Look for such values in the data, or for statistics that are far off in front of it."
+            ) from error
 
 
 def add_content(digest: Any, feeds: Feeds) -> None:
@@ -79,8 +69,3 @@ def add_content(digest: Any, feeds: Feeds) -> None:
     for name, array in sorted(feeds.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(repr(array).encode() if array.dtype.kind == "O" else np.ascontiguousarray(array).data)
-
-
-def _vector(reduced: Array, channels: int, count: int) -> Floats:
-    """A reduced tensor as float64 of shape (C,); zero where the batch was empty."""
-    return reduced.reshape(-1).astype(np.float64) if count else np.zeros(channels)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import files
-from bnfold.statistics.data.ports import ports_of
+from bnfold.statistics.data.ports import Array, Feeds, ports_of
 from bnfold.statistics.data.sources import Shard, Source
+from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.layers import survey
 from bnfold.statistics.graph.rewrite import put, to_inference
-from bnfold.statistics.run.batch import Batch, Moments, add_content, merge
-from bnfold.statistics.run.probe import instrument
+from bnfold.statistics.run.batch import Block, Moments, add_content
+from bnfold.statistics.run.instrument import instrument
 from bnfold.statistics.run.session import Session
+from bnfold.statistics.run.tap import Tap
 from bnfold.training import Running
 
 # How many batches are merged at once.
@@ -105,33 +108,79 @@ def measure(task: Task) -> Sample:
     return Meter(task).sample()
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A model that measures itself, in the runtime."""
+
+    session: Session
+    taps: list[Tap]
+    layers: Mapping[str, Layer]
+
+    def block(self, feeds: Sequence[Feeds], outputs: Sequence[Mapping[str, Array]]) -> Block:
+        readings = {name: reading for tap in self.taps for name, reading in tap.read(outputs).items()}
+        return Block(feeds, readings, self.layers)
+
+    def run(self, feeds: Feeds) -> Block:
+        return self.block([feeds], [self.session.run(feeds)])
+
+
 class Meter:
     """A model that is open and measures itself; raises like ``measure``."""
 
     def __init__(self, task: Task) -> None:
         model = task.subject.open()
         found, _ = survey(model)
-        put(model, found, task.new)
+        if task.new:
+            put(model, found, task.new)
+            found, _ = survey(model)  # as stored: rounded
         layers = [each.layer for each in found if task.only is None or each.layer.output in task.only]
-        self._source, self._shard, self._ports = task.source, task.shard, ports_of(model)
-        taps = instrument(model, layers, training=task.training)
-        self._taps = {tap.layer.output: tap for tap in taps}
-        self._session = Session(model, task.threads)
+        self._task, self._model, self._ports = task, model, ports_of(model)
+        self._layers = {layer.output: layer for layer in layers}
+        self._opened = self._open(frozenset())
 
-    def each(self) -> Generator[Batch, None, None]:
-        """Every batch, measured, in order."""
-        for feeds, outputs in self._session.over(self._source.batches(self._ports, self._shard)):
-            yield Batch(feeds, outputs, self._taps)
+    def blocks(self, size: int = _BLOCK) -> Generator[Block, None, None]:
+        """All batches, measured, in order, and ``size`` of them or fewer at a time."""
+        batches = self._task.source.batches(self._ports, self._task.shard)
+        for first in islice(batches, 1):
+            block = self._opened.run(first)
+            if doubtful := block.doubtful(0):  # these layers are measured another way from now on
+                self._opened = self._open(doubtful)
+                block = self._opened.run(first)
+            yield self._sure(block)
+        with closing(self._opened.session.over(batches)) as pairs:
+            while some := list(islice(pairs, size)):
+                feeds, outputs = zip(*some, strict=True)
+                yield self._sure(self._opened.block(feeds, outputs))
 
     def sample(self) -> Sample:
         """All batches together."""
         digest, samples = hashlib.sha256(), 0
         merged: Moments = {}
-        with closing(self.each()) as batches:
-            # A few at a time: merging one by one would take longer than a small net does.
-            while block := list(islice(batches, _BLOCK)):
-                for batch in block:
-                    add_content(digest, batch.feeds)
-                    samples += batch.samples
-                merged = {name: merge(name, block, merged.get(name)) for name in self._taps}
+        with closing(self.blocks()) as blocks:
+            for block in blocks:
+                for feeds in block.feeds:
+                    add_content(digest, feeds)
+                samples += block.samples
+                made = {name: block.moments(name) for name in self._layers}
+                merged = {name: merged[name].merge(made[name]) for name in merged} or made
         return Sample(merged, samples, digest.hexdigest())
+
+    def _sure(self, block: Block) -> Block:
+        """A block, with every batch measured once more that rounding spoilt."""
+        for index, feeds in enumerate(block.feeds):
+            if doubtful := block.doubtful(index):
+                again = self._exact.run(feeds)
+                for name in doubtful:
+                    block.readings[name].replace(index, again.readings[name])
+        return block
+
+    @cached_property
+    def _exact(self) -> _Opened:
+        return self._open(frozenset(self._layers))
+
+    def _open(self, exact: frozenset[str]) -> _Opened:
+        """The model, with these layers measured the exact way."""
+        model = self._model.clone()
+        layers = list(self._layers.values())
+        taps = instrument(model, layers, training=self._task.training, exact=exact)
+        return _Opened(Session(model, self._task.threads), taps, self._layers)

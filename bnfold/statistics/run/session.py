@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -46,31 +46,32 @@ class Session:
             ) from error
         self.names: list[str] = [each.name for each in self._session.get_outputs()]
 
-    def over(self, batches: Iterable[Feeds]) -> Iterator[tuple[Feeds, dict[str, Array]]]:
+    def over(self, batches: Iterable[Feeds]) -> Generator[tuple[Feeds, dict[str, Array]], None, None]:
         """The outputs of every batch by name, in the order of the batches.
 
         Raises:
             InputsError: the model fails on a batch.
         """
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[tuple[Feeds, Future[Sequence[Array]]]] = deque()
+            waiting: deque[tuple[Feeds, Future[dict[str, Array]]]] = deque()
             pending = iter(batches)
             try:
                 # One batch more than there are threads: no thread waits, and memory stays bounded.
                 for feeds in islice(pending, self.threads + 1):
-                    waiting.append((feeds, pool.submit(self._run, feeds)))
+                    waiting.append((feeds, pool.submit(self.run, feeds)))
                 while waiting:
                     feeds, outputs = waiting.popleft()
-                    yield feeds, dict(zip(self.names, outputs.result(), strict=True))
+                    yield feeds, outputs.result()
                     for more in islice(pending, 1):
-                        waiting.append((more, pool.submit(self._run, more)))
+                        waiting.append((more, pool.submit(self.run, more)))
             finally:
                 for _, future in waiting:
                     future.cancel()
 
-    def _run(self, feeds: Feeds) -> Sequence[Array]:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs of one batch by name; raises ``InputsError`` if the model fails on it."""
         try:
-            return self._session.run(None, feeds)  # type: ignore[no-any-return]
+            return dict(zip(self.names, self._session.run(None, feeds), strict=True))
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise InputsError(
