@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from bnfold.folding import FoldPass, FoldResult, fold
+    from bnfold.inference import to_inference
     from bnfold.latency import BenchReport, bench
     from bnfold.report import Report
     from bnfold.statistics.check import stats
-    from bnfold.statistics.graph.rewrite import to_inference
     from bnfold.statistics.recalibration import Recalibration, recalibrate, unfold
     from bnfold.statistics.result import Statistics
     from bnfold.statistics.run.spread import UnfinishedError
@@ -44,7 +44,7 @@ _HOME = {
     "UnfinishedError": "bnfold.statistics.run.spread",
     "recalibrate": "bnfold.statistics.recalibration",
     "stats": "bnfold.statistics.check",
-    "to_inference": "bnfold.statistics.graph.rewrite",
+    "to_inference": "bnfold.inference",
     "unfold": "bnfold.statistics.recalibration",
     "Verdict": "bnfold.verification",
     "verify": "bnfold.verification",

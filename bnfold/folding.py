@@ -21,6 +21,7 @@ from bnfold.core.engine import Engine, Fold, Progress
 from bnfold.core.functions import inline_where_it_helps
 from bnfold.core.view import View, name_of
 from bnfold.errors import InvalidModelError, SelectionError, UnreadableModelError, VerificationError
+from bnfold.inference import to_inference as convert
 from bnfold.report import Report
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class FoldPass(InPlacePass):
         freeze_initializers: take initializers that are also graph inputs as constants, and out of
             the model's signature.
         portable: keep to rewrites that help on every runtime: merge no leftovers.
+        to_inference: first let nodes in training mode use their stored statistics, which changes what the
+            model computes.
         progress: called with the number of nodes done and of nodes in all.
 
     Attributes:
@@ -54,6 +57,7 @@ class FoldPass(InPlacePass):
         skip: Patterns = None,
         freeze_initializers: bool = False,
         portable: bool = False,
+        to_inference: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> None:
         super().__init__()
@@ -61,6 +65,7 @@ class FoldPass(InPlacePass):
         self.skip = _patterns(skip)
         self.freeze_initializers = freeze_initializers
         self.portable = portable
+        self.to_inference = to_inference
         self.progress = progress
         self.report = Report()
         self.folds: list[Fold] = []
@@ -71,14 +76,16 @@ class FoldPass(InPlacePass):
         Raises:
             SelectionError: a glob of ``only`` or ``skip`` matches no node.
             InvalidModelError: a batch norm's parameters do not fit its tensor.
+            UnsupportedModelError: with ``to_inference``, something reads the statistics of a batch.
         """
         started, before = time.perf_counter(), files.constant_bytes(model)
         self._check_selection(model)
+        converted = convert(model) if self.to_inference else 0
         frozen = self.freeze_initializers and _freeze(model)
         inlined = inline_where_it_helps(model, lambda trial: self._run(trial, portable=True).touched)
         engine = self._run(model, self.portable, self.progress)
         self.report, self.folds = engine.report, engine.folds
-        self.report.inlined = inlined
+        self.report.inlined, self.report.converted = inlined, converted
         self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
@@ -137,6 +144,7 @@ def fold(
     skip: Patterns = None,
     freeze_initializers: bool = False,
     portable: bool = False,
+    to_inference: bool = False,
     verify: bool = False,
     inputs: Inputs = None,
     base_dir: str | os.PathLike[str] | None = None,
@@ -150,6 +158,8 @@ def fold(
         skip: leave nodes alone whose name matches one of these globs.
         freeze_initializers: take initializers that are also graph inputs as constants.
         portable: keep to rewrites that help on every runtime.
+        to_inference: first let nodes in training mode use their stored statistics, which changes what the
+            model computes; the report counts them, and ``verify`` compares with the model so changed.
         verify: show that both models give the same outputs before returning.
         inputs: what to verify with: a ``.npz`` path or arrays by input name; random without.
         base_dir: the folder of the external data of a ``ModelProto`` that was loaded without them.
@@ -162,10 +172,19 @@ def fold(
             or (with ``verify``) ``VerificationError``.
     """
     folded = _to_ir(model, base_dir)
-    folding = FoldPass(only=only, skip=skip, freeze_initializers=freeze_initializers, portable=portable)
+    folding = FoldPass(
+        only=only,
+        skip=skip,
+        freeze_initializers=freeze_initializers,
+        portable=portable,
+        to_inference=to_inference,
+    )
     folding(folded)
     if verify and folding.report.changed:
-        _verify(_to_ir(model, base_dir), folded, inputs)
+        original = _to_ir(model, base_dir)
+        if to_inference:
+            convert(original)
+        _verify(original, folded, inputs)
     return FoldResult(_like(model, folded), folding.report, folded)
 
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold import files
 from bnfold.errors import OutputError, VerificationError
 from bnfold.folding import FoldPass
+from bnfold.inference import to_inference
 from bnfold.provenance import provenance
 from bnfold.report import Report
 
@@ -44,7 +45,7 @@ class Order:
         verify: prove the outputs equal before writing.
         inputs: a ``.npz`` to verify with, None for random inputs.
         noise: measure the original's own noise floor too.
-        map_file: where to write the provenance of every fold.
+        map_file: where to write the provenance of every fold, before anything is replaced.
         folding: makes the pass, one for each file.
         say: shows what is being done.
     """
@@ -104,6 +105,7 @@ def run(path: Path, order: Order) -> Outcome:
     """
     started = time.perf_counter()
     target = _target(path, order) if order.mode is Mode.WRITE else None
+    check_map(order.map_file, order.force, path, target)
     order.say(f"reading {path.name}")
     model = files.load(path)
     outcome = Outcome(path, bytes_before=path.stat().st_size + _external_bytes(model))
@@ -112,14 +114,35 @@ def run(path: Path, order: Order) -> Outcome:
     folding = order.folding()
     changed = folding(model).modified
     outcome.report = folding.report
+    # Before the model, which may take the input's place: nothing is replaced that has no way back.
+    written = None if original is None else json.dumps(provenance(folding.folds, original, model), indent=1)
     if target is not None:
-        _deliver(path, target, model if changed else None, order, outcome)
+        _deliver(path, target, model if changed else None, order, outcome, written)
         outcome.output = target
-    if order.map_file is not None:
-        with files.staged(order.map_file) as temporary:
-            temporary.write_text(json.dumps(provenance(folding.folds, original, model), indent=1) + "\n")
+    else:
+        _write_map(order, written)
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def check_map(where: Path | None, force: bool, *models: Path | None) -> None:
+    """Refuse to lose a model, or the only way back to one.
+
+    Raises:
+        OutputError: the map would replace one of the models, or (without ``force``) another map.
+    """
+    if where is None:
+        return
+    if where.is_dir() or os.path.realpath(where) in {os.path.realpath(each) for each in models if each}:
+        raise OutputError(f"{where} is no place for a map; name another file with --map.")
+    if where.exists() and not force:
+        raise OutputError(f"{where} exists; pass -f to replace it or choose another name with --map.")
+
+
+def _write_map(order: Order, written: str | None) -> None:
+    if order.map_file is not None and written is not None:
+        with files.staged(order.map_file) as temporary:
+            temporary.write_text(written + "\n")
 
 
 def _target(path: Path, order: Order) -> Path:
@@ -136,10 +159,13 @@ def _target(path: Path, order: Order) -> Path:
     return target
 
 
-def _deliver(path: Path, target: Path, model: ir.Model | None, order: Order, outcome: Outcome) -> None:
+def _deliver(
+    path: Path, target: Path, model: ir.Model | None, order: Order, outcome: Outcome, written: str | None
+) -> None:
     """Write what was folded (or the file as it was), proven before it takes its place."""
     if model is None and target == path:
         outcome.bytes_after = outcome.bytes_before
+        _write_map(order, written)
         return
     with files.staged(target) as temporary:
         order.say(f"writing {target.name}")
@@ -155,12 +181,17 @@ def _deliver(path: Path, target: Path, model: ir.Model | None, order: Order, out
         if model is not None and order.verify:
             order.say(f"verifying {target.name}")
             _prove(path, temporary, order, outcome)
+        _write_map(order, written)
 
 
 def _prove(path: Path, candidate: Path, order: Order, outcome: Outcome) -> None:
     from bnfold.verification import verify
 
-    outcome.verdict = verify(path, candidate, inputs=order.inputs, noise=order.noise, shared=True)
+    original: Path | ir.Model = path
+    if outcome.report.converted:  # asked for, and not what has to be proven
+        original = files.load(path)
+        to_inference(original)
+    outcome.verdict = verify(original, candidate, inputs=order.inputs, noise=order.noise, shared=True)
     if not outcome.verdict.ok:
         raise VerificationError(f"{path}: {outcome.verdict.reason}", outcome.verdict)
 

@@ -35,6 +35,16 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(f"Shared or generated weights were written out: {_bytes(report.constant_bytes)} more.")
     if report.inlined:
         lines.append(f"Inlined because they hold maps that fold: {_list(tuple(report.inlined))}.")
+    if report.converted:
+        lines.append(
+            f"{report.converted} nodes left training mode: batch norms use their stored statistics, as asked "
+            "with --to-inference."
+        )
+    if report.training:
+        lines.append(
+            f"{report.training} stay because they are in training mode, normalizing by each batch; "
+            "if their stored statistics are meant, pass --to-inference."
+        )
     if report.overridable:
         lines.append(
             f"{report.overridable} stay because their constants are also graph inputs; "

@@ -102,6 +102,8 @@ class Report:
         inlined: the model-local functions that were inlined because a map of theirs folds.
         constant_bytes: by how many bytes the stored constants grew (negative: shrank).
         overridable: how many refusals ``--freeze-initializers`` would lift.
+        training: how many refusals ``--to-inference`` would lift.
+        converted: how many nodes were taken out of training mode before.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -110,6 +112,7 @@ class Report:
     seconds: float = 0.0
     constant_bytes: int = 0
     inlined: list[str] = field(default_factory=list)
+    converted: int = 0
 
     @property
     def folded(self) -> int:
@@ -129,13 +132,21 @@ class Report:
     @property
     def changed(self) -> bool:
         """Whether the model is any different."""
-        return self.folded + self.merged > 0 or bool(self.inlined)
+        return self.folded + self.merged + self.converted > 0 or bool(self.inlined)
 
     @property
     def overridable(self) -> int:
         """How many nodes stay because a constant is listed as a graph input."""
+        return self._kept_for(Reason.OVERRIDABLE)
+
+    @property
+    def training(self) -> int:
+        """How many nodes stay because they are in training mode."""
+        return self._kept_for(Reason.TRAINING_MODE, Reason.TRAINING_OUTPUTS)
+
+    def _kept_for(self, *reasons: Reason) -> int:
         return sum(
-            any(refusal.reason is Reason.OVERRIDABLE for refusal in row.refusals)
+            any(refusal.reason in reasons for refusal in row.refusals)
             for row in self.rows
             if row.status == "kept"
         )
@@ -147,6 +158,7 @@ class Report:
             "folded": self.folded,
             "merged": self.merged,
             "kept": self.kept,
+            "converted": self.converted,
             "seconds": self.seconds,
             "nodes_before": dict(self.nodes_before),
             "nodes_after": dict(self.nodes_after),

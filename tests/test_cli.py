@@ -381,3 +381,78 @@ def test_other_doors(command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command, "rules"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0
     assert "Conv" in done.stdout
+
+
+def in_training(path: Path) -> Path:
+    """Conv and a batch norm that was exported in training mode, with statistics of its own."""
+    model = conv_bn()
+    model.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
+    return _saved(model, path)
+
+
+def test_training_mode_is_explained_and_left_alone(run: Run, tmp_path: Path) -> None:
+    """Without ``--to-inference`` a node in training mode stays, and the report says what would help."""
+    path = in_training(tmp_path / "t.onnx")
+    done = run(path)
+    assert done.code == 0
+    assert "1 stay because they are in training mode" in done.out
+    assert "--to-inference" in done.out
+    assert (tmp_path / "t.folded.onnx").read_bytes() == path.read_bytes()
+
+
+def test_to_inference_is_done_when_asked_and_said(run: Run, tmp_path: Path) -> None:
+    """With it the node folds by its stored statistics, proven against that; unfold undoes it all."""
+    path, made = in_training(tmp_path / "t.onnx"), tmp_path / "t.map.json"
+    assert run(path, "--check", "-q").code == 0
+    assert run(path, "--check", "-q", "--to-inference").code == 1
+    done = run(path, "--to-inference", "--map", made)
+    assert (done.code, done.err) == (0, "")
+    assert "1 nodes left training mode" in done.out
+    assert batch_norms(tmp_path / "t.folded.onnx") == 0
+    assert run("unfold", tmp_path / "t.folded.onnx", "--map", made).code == 0
+    restored = onnx.load(tmp_path / "t.folded.unfolded.onnx")
+    assert restored.graph.node[1].attribute[0].name == "training_mode"
+    report = json.loads(run(path, "-f", "--to-inference", "--json").out)["files"][0]
+    assert report["report"]["converted"] == 1
+    assert report["verification"]["ok"]
+
+
+def test_batch_statistics_in_use_are_refused(run: Run, tmp_path: Path) -> None:
+    """Where something reads the statistics of the batch, ``--to-inference`` says so and writes nothing."""
+    model = conv_bn(opset=9)
+    model.graph.node[1].output.extend(["m", "v", "sm", "sv"])
+    model.graph.output.append(helper.make_tensor_value_info("sm", TensorProto.FLOAT, None))
+    path = _saved(model, tmp_path / "t.onnx")
+    assert "statistics of its batch" in refused(run(path, "--to-inference"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_in_place_with_external_data_leaves_a_way_back(run: Run, cnn: Path) -> None:
+    """The map is made of the data as they were, and unfold restores them bit for bit."""
+    model = onnx.load(cnn)
+    external = cnn.with_name("external.onnx")
+    onnx.save(onnx.load(cnn), external, save_as_external_data=True, location="w.bin", size_threshold=0)
+    made = cnn.with_suffix(".json")
+    assert run(external, "--in-place", "-q", "--map", made).code == 0
+    assert batch_norms(external) == 0
+    assert run("unfold", external, "--map", made).code == 0
+    restored = onnx.load(cnn.with_name("external.unfolded.onnx"))
+    data = [
+        {t.name: numpy_helper.to_array(t).tobytes() for t in each.graph.initializer}
+        for each in (model, restored)
+    ]
+    assert data[0] == data[1]
+    assert restored.graph.node == model.graph.node
+
+
+def test_a_map_that_cannot_be_written_leaves_the_input(run: Run, cnn: Path) -> None:
+    """Nothing is replaced before its way back is safe; a map replaces no model, nor unasked a map."""
+    before, old, other = cnn.read_bytes(), cnn.with_suffix(".json"), cnn.with_name("other.onnx")
+    refused(run(cnn, "--in-place", "--map", cnn.parent / "no" / "such" / "map.json"))
+    assert "no place for a map" in refused(run(cnn, "--in-place", "--map", cnn))
+    assert "no place for a map" in refused(run(cnn, "-f", "-o", other, "--map", other))
+    old.write_text("another way back")
+    assert "exists" in refused(run(cnn, "--in-place", "--map", old))
+    assert cnn.read_bytes() == before
+    assert old.read_text() == "another way back"
+    assert not other.exists()

@@ -34,6 +34,7 @@ SCHEMA_VERSION = 1
 @click.option("--inputs", type=click.Path(path_type=Path), help="A .npz to verify with, by input name.")
 @click.option("--no-verify", is_flag=True, help="Write without proving that the outputs are equal.")
 @click.option("--freeze-initializers", is_flag=True, help="Make initializers that are inputs constants.")
+@click.option("--to-inference", is_flag=True, help="Let nodes in training mode use their stored statistics.")
 @click.option("--portable", is_flag=True, help="Only rewrites that help on every runtime.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only nodes of these names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave nodes of these names alone.")
@@ -125,7 +126,9 @@ def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
     from bnfold.folding import FoldPass
     from bnfold.job import Mode, Order
 
-    options = {name: asked[name] for name in ("only", "skip", "freeze_initializers", "portable")}
+    options = {
+        name: asked[name] for name in ("only", "skip", "freeze_initializers", "portable", "to_inference")
+    }
     return Order(
         mode=Mode.CHECK if asked["check"] else Mode.DRY_RUN if asked["dry_run"] else Mode.WRITE,
         output=asked["output"],

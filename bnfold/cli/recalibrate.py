@@ -64,10 +64,12 @@ def recalibrate(
         raise click.UsageError("--momentum is one pass; leave --passes out.")
     target = _target(model, output, "recalibrated", force)
     from bnfold.files import staged
+    from bnfold.job import check_map
     from bnfold.statistics.recalibration import recalibrate as estimate
     from bnfold.training import MovingAverage
 
     moving = None if momentum is None else MovingAverage(momentum, unbiased)
+    check_map(map_file, force, model, target)
     made = estimate(model, data, moving=moving, verify=not no_verify, **how)
     if map_file is not None:
         with staged(map_file) as part:

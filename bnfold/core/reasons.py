@@ -17,11 +17,11 @@ class Reason(Enum):
     # What a batch norm itself says.
     TRAINING_MODE = (
         "The node normalizes by the statistics of the current batch, so it is no fixed map.",
-        "Export the model in inference mode.",
+        "Export the model in inference mode, or let the node use its stored statistics: --to-inference.",
     )
     TRAINING_OUTPUTS = (
         "The node also returns the batch or running statistics, which only training needs.",
-        "Export the model in inference mode.",
+        "Export the model in inference mode, or let the node use its stored statistics: --to-inference.",
     )
     SPATIAL_STATISTICS = (
         "spatial=0 normalizes every position by itself, which is not a per-channel map.",

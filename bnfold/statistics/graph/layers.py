@@ -98,10 +98,7 @@ class _Left(Exception):  # noqa: N818  like Refused, an answer
 def _why(problem: Refused | _Left) -> str:
     if not isinstance(problem, Refused):
         return str(problem)
-    reason = problem.reason
-    if reason in (Reason.TRAINING_MODE, Reason.TRAINING_OUTPUTS):
-        return f"{reason.text} What would help: --to-inference lets it use its stored statistics."
-    return f"{reason.text} What would help: {reason.unblock}"
+    return f"{problem.reason.text} What would help: {problem.reason.unblock}"
 
 
 def _read(view: View, node: ir.Node) -> Found:

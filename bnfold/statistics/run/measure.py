@@ -14,11 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import files
+from bnfold.inference import to_inference
 from bnfold.statistics.data.ports import Array, Feeds, ports_of
 from bnfold.statistics.data.sources import Shard, Source
 from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.layers import survey
-from bnfold.statistics.graph.rewrite import put, to_inference
+from bnfold.statistics.graph.rewrite import put
 from bnfold.statistics.run.batch import Block, Moments, add_content
 from bnfold.statistics.run.instrument import instrument
 from bnfold.statistics.run.session import Session
