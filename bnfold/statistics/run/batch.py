@@ -67,5 +67,5 @@ class Block:
 def add_content(digest: Any, feeds: Feeds) -> None:
     """Add a batch to a digest of everything that was fed, which tells parts that hold the same."""
     for name, array in sorted(feeds.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(repr(array).encode() if array.dtype.kind == "O" else np.ascontiguousarray(array).data)
