@@ -78,11 +78,16 @@ def _move_into_place(folder: Path, target: Path, link: Path) -> None:
             os.replace(path, place)
             placed += [(place, os.stat(place).st_ino)] if new else []
         os.replace(model, target)
-    except OSError:
-        for place, number in placed:
-            if os.stat(place).st_ino == number:  # not what another run has put there since
-                os.unlink(place)
+    except BaseException:
+        if model.exists():  # else the new model is in place, and needs its data
+            _take_back(placed)
         raise
+
+
+def _take_back(placed: list[tuple[Path, int]]) -> None:
+    for place, number in placed:
+        if place.exists() and os.stat(place).st_ino == number:  # not what another run put there since
+            os.unlink(place)
 
 
 def write(model: ir.Model, path: Path) -> None:
