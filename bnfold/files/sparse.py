@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from bnfold.errors import InvalidModelError, UnsupportedModelError
-from bnfold.files.sound import graphs_of
+from bnfold.files.walk import graphs_of
 
 # A few bytes can claim any size; what would be densified to more than this in all is refused.
 _DENSE_LIMIT = 1 << 28

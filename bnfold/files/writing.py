@@ -22,7 +22,7 @@ from google.protobuf.message import EncodeError
 
 from bnfold.errors import OutputError
 from bnfold.files.reading import constant_bytes, external_tensors
-from bnfold.files.sound import tensors_of
+from bnfold.files.walk import tensors_of
 
 # Protobuf cannot hold 2 GiB; stay below it with room for the graph itself.
 _INLINE_LIMIT = (1 << 31) - (1 << 26)
