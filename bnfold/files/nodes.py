@@ -18,6 +18,9 @@ _VALUES = {
     onnx.AttributeProto.TYPE_PROTO: "tp",
 }
 
+# What the first operator sets required, and nobody wrote.
+_FORGOTTEN = {"consumed_inputs"}
+
 
 def check_function(function: onnx.FunctionProto, name: str) -> None:
     """A function reads what is given to it and what it makes; raises ``InvalidModelError``."""
@@ -80,5 +83,5 @@ def _schema(op_type: str, opset: int) -> tuple[dict[str, int], frozenset[str], t
     except onnx.defs.SchemaError:
         return None
     types = {each.name: int(each.type) for each in schema.attributes.values()}  # type: ignore[call-overload]
-    required = frozenset(each.name for each in schema.attributes.values() if each.required)
+    required = frozenset(each.name for each in schema.attributes.values() if each.required) - _FORGOTTEN
     return types, required, (schema.min_input, schema.max_input), schema.max_output
