@@ -8,12 +8,14 @@ the price of the reductions, and of the fusions they prevent, alone.
 
     python benchmarks/statistics_overhead.py [--pairs 31] [--write]
 
-With --write the lines go into docs/statistics.md.
+Takes two to three minutes on an idle machine. With --write the seconds of every run go into
+docs/data/statistics_overhead.json, and the lines that are computed from them into docs/statistics.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import statistics
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -35,6 +38,7 @@ from bnfold.statistics.run.session import Session
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "statistics.md"
+DATA = ROOT / "docs" / "data" / "statistics_overhead.json"
 MARK = "<!-- statistics_overhead -->"
 
 
@@ -42,44 +46,57 @@ def main() -> None:
     """Print two lines per net: against default sessions, and in the same arrangement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=31)
-    parser.add_argument("--write", action="store_true", help="put the result into docs/statistics.md")
+    parser.add_argument("--write", action="store_true", help="put the result into docs/")
     asked = parser.parse_args()
     with np.load(ROOT / "models" / "digits_test.npz") as file:
         digits = np.concatenate([file["images"]] * 40)
-    lines = [*compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.pairs)]
+    nets = [compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.pairs)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
         resnet50.make(path)
         images = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
-        lines += compare("light ResNet-50", path, images, asked.pairs)
-    lines.append(
-        f"\n({asked.pairs} interleaved pairs, ONNX Runtime {ort.__version__}, load average "
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)"
-    )
-    print("\n".join(lines))
+        nets.append(compare("light ResNet-50", path, images, asked.pairs))
+    where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    measured = {"where": where, "nets": nets}
+    print(page(measured))
     if asked.write:
+        DATA.parent.mkdir(exist_ok=True)
+        DATA.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         before, after = PAGE.read_text(encoding="utf-8").split(MARK)[::2]
-        PAGE.write_text("\n".join((before + MARK, *lines, MARK + after)), encoding="utf-8")
+        PAGE.write_text(f"{before}{MARK}\n{page(measured)}\n{MARK}{after}", encoding="utf-8")
 
 
-def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> Iterator[str]:
+def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> dict[str, Any]:
     """Measure one net, with the batches that bnfold makes of the data."""
     opened = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     model, port = files.load(path), opened.get_inputs()[0].name
     source = Arrays({port: data})
     batches = list(source.batches(ports_of(model), Shard()))
     arranged, meter = Session(model), Meter(Task(Subject(path), source))
-    rivals: dict[str, Callable[[], object]] = {
+    jobs: dict[str, Callable[[], object]] = {
+        "measured": meter.sample,
         "default sessions": lambda: [opened.run(None, feeds) for feeds in batches],
         "the same arrangement": lambda: list(arranged.over(batches)),
     }
-    times = interleaved({"measured": meter.sample, **rivals}, pairs)
-    for label in rivals:
+    sizes = {"samples": len(data), "batch": len(batches[0][port])}
+    return {"name": name, **sizes, "seconds": interleaved(jobs, pairs)}
+
+
+def page(measured: dict[str, Any]) -> str:
+    """The lines of the documentation, from what was measured."""
+    lines = [line for net in measured["nets"] for line in _lines(net)]
+    pairs = len(measured["nets"][0]["seconds"]["measured"])
+    return "\n".join([*lines, f"\n({pairs} interleaved pairs, {measured['where']})"])
+
+
+def _lines(net: dict[str, Any]) -> Iterator[str]:
+    times = net["seconds"]
+    for label in ("default sessions", "the same arrangement"):
         ratios = sorted(ours / plain for ours, plain in zip(times["measured"], times[label], strict=True))
         low, high = _median_interval(ratios)
         plain, ours = (statistics.median(times[each]) for each in (label, "measured"))
         yield (
-            f"- {name}, {len(data)} samples in batches of {len(batches[0][port])}: {ours:.2f} s, and "
+            f"- {net['name']}, {net['samples']} samples in batches of {net['batch']}: {ours:.2f} s, and "
             f"{plain:.2f} s without measuring in {label}; **{statistics.median(ratios):.2f}×** "
             f"(95 % interval {low:.2f} to {high:.2f})"
         )

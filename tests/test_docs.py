@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -18,6 +19,17 @@ def test_rules_page_is_current() -> None:
     """``docs/rules.md`` is what ``benchmarks/rules_page.py`` writes now; run it after changing a rule."""
     page = runpy.run_path(str(ROOT / "benchmarks" / "rules_page.py"))["page"]()
     assert (ROOT / "docs" / "rules.md").read_text(encoding="utf-8") == page
+
+
+def test_what_measuring_costs_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines in ``docs/statistics.md`` are those of the seconds beside it, or say there are none."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "statistics_overhead.py"))
+    shown = script["PAGE"].read_text(encoding="utf-8").split(script["MARK"])[1].strip()
+    data = script["DATA"]
+    measured = data.exists() and script["page"](json.loads(data.read_text(encoding="utf-8")))
+    assert shown == (measured or "not measured yet")
 
 
 def _words(text: str) -> list[str]:

@@ -128,7 +128,7 @@ def test_a_file_gives_everything_back(parts: list[Statistics], tmp_path: Path) -
         Statistics.load(path)
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "²/3"])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputsError, match="shard"):
         Shard.parse(text)

@@ -555,3 +555,31 @@ def test_a_shared_input_is_measured_for_every_reader() -> None:
     for moments in measured.moments.values():
         assert_moments(moments, data, 1e-6)
     assert numpy_helper.to_array(model.graph.initializer[0]).dtype == np.float32
+
+
+def behind_conv(mean: float) -> onnx.ModelProto:
+    """A batch norm on images that stores this mean, and a Relu behind it."""
+    op = Graph(17)
+    x = op.input("x", ("n", 4, 5, 5))
+    four = [op.const(np.full(4, each)) for each in (2.0, 0.5, mean, 1.0)]
+    return op.finish([op.Relu(op.BatchNormalization(x, *four))])
+
+
+@pytest.mark.parametrize("stored", [0.0, 300.0])
+@pytest.mark.parametrize("means", [[0.0, 0.0], [300.0, 300.0], [0.0, 300.0], [300.0, 0.0]])
+def test_what_cancels_is_measured_again(stored: float, means: list[float]) -> None:
+    """Far from the stored mean, in the first batch or in a later one, moments are as good as near it."""
+    rng = np.random.default_rng(3)
+    batches = [rng.normal(mean, 1.0, (16, 4, 5, 5)).astype(np.float32) for mean in means]
+    (moments,) = bnfold.stats(behind_conv(stored), batches).moments.values()
+    true = ChannelMoments.of(np.concatenate(batches))
+    np.testing.assert_allclose(moments.variance, true.variance, rtol=1e-5)
+    np.testing.assert_allclose(moments.mean, true.mean, rtol=1e-6, atol=1e-6)
+
+
+def test_a_constant_channel_is_one_however_it_is_measured() -> None:
+    """It cancels altogether; its variance is 0, and it is counted among the dead."""
+    x = np.random.default_rng(0).normal(size=(16, 4, 5, 5)).astype(np.float32)
+    x[:, 1] = 7.3
+    (layer,) = bnfold.stats(behind_conv(0.0), x).comparisons
+    assert layer.dead.tolist() == [False, True, False, False]

@@ -44,7 +44,7 @@ class Shard:
             InputsError: it is nothing of that form.
         """
         index, _, count = text.partition("/")
-        if not (index.isdigit() and count.isdigit()):
+        if not (index.isdecimal() and count.isdecimal()):
             raise InputsError(f"{text!r} is no shard; write i/n, such as 1/4.")
         return cls(int(index) - 1, int(count))
 
