@@ -5,19 +5,22 @@ itself, and that chain against one of 103, whose work is 3 % more by constructio
 last kind shows the ratio that its trials should find. As a contrast the same trials are judged once more with
 every block counted as an independent observation, which is the mistake that session pairs are there to avoid.
 
-    python benchmarks/bench_calibration.py [--trials 100] [--seconds 5] [--write]
+    python benchmarks/bench_calibration.py [--trials 100] [--seconds 5] [--keep FILE] [--write]
 
 A trial takes 1 to 2 s to start, and its budget or less (until the interval is 2 % wide): 3 × 100 trials of
-5 s and the long measurement take 35 minutes where the budget is used up, and 15 on an idle machine.
+5 s and the long measurement take 35 minutes where the budget is used up, and 15 on an idle machine. With
+--keep every trial is kept in FILE as soon as it is done, and a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +33,7 @@ from bnfold.latency.environment import environment, load
 from bnfold.latency.measure import Measurement, Settings
 from bnfold.latency.models import gathered
 from bnfold.latency.report import Case
-from bnfold.latency.statistics import Interval, Word, median_ratio
+from bnfold.latency.statistics import Word, median_ratio
 from bnfold.latency.verdict import numbers
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +48,62 @@ class Kind:
 
     name: str
     paths: tuple[Path, Path]
-    cases: list[Case]
+    trials: list[Trial]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial found.
+
+    Attributes:
+        said: the verdict on the time of a run.
+        loaded: the verdict on the time to load.
+        blockwise: whether the interval excludes 1 when every block counts as an observation of its own.
+        numbers: the ratio in words.
+        pairs: how many session pairs there were.
+        width: of the interval.
+        runtime: the version of ONNX Runtime.
+        seconds: how long the trial took.
+    """
+
+    said: str
+    loaded: str
+    blockwise: bool
+    numbers: str
+    pairs: int
+    width: float
+    runtime: str
+    seconds: float
+
+
+class Kept:
+    """Finished trials by number and kind, in a file of one line each if there is one.
+
+    Raises:
+        SystemExit: the file is of a run with other settings.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, float]) -> None:
+        self.path, self.done = path, dict[str, Trial]()
+        if path is None:
+            return
+        if not path.exists():
+            path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        first, *rest = path.read_text(encoding="utf-8").splitlines()
+        if json.loads(first) != settings:
+            raise SystemExit(f"{path} holds trials with other settings: {first}")
+        for line in rest:
+            key, trial = json.loads(line)
+            self.done[key] = Trial(**trial)
+
+    def trial(self, key: str, run: Callable[[], Trial]) -> Trial:
+        """A trial that was done before, or is done and kept now."""
+        if key not in self.done:
+            self.done[key] = run()
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, asdict(self.done[key])]) + "\n")
+        return self.done[key]
 
 
 def main() -> None:
@@ -57,18 +115,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="budget of a trial")
     parser.add_argument("--long", type=float, default=120.0, help="budget of the long measurement")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a file that keeps finished trials")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     asked = parser.parse_args()
-    before, start = load(), time.monotonic()
+    before = load()
+    kept = Kept(asked.keep, {name: getattr(asked, name) for name in ("seconds", "long", "seed")})
     with TemporaryDirectory() as name:
         kinds = make_kinds(Path(name))
-        truth, runtime = measure(kinds[-1], asked.long, 0.0, asked.seed)
+        truth = kept.trial("long", lambda: measure(kinds[-1], asked.long, 0.0, asked.seed))
         for trial in range(asked.trials):
             for kind in random.Random(f"{asked.seed}/{trial}").sample(kinds, len(kinds)):
-                seed = asked.seed + trial + 1
-                kind.cases.append(measure(kind, asked.seconds, 0.02, seed)[0])
+                run = partial(measure, kind, asked.seconds, 0.02, asked.seed + trial + 1)
+                kind.trials.append(kept.trial(f"{trial} {kind.name}", run))
             print(f"{trial + 1} of {asked.trials}", end="\r", flush=True)
-    text = "\n".join(page(kinds, truth.comparisons[0].time.ratio, asked, before, start, runtime))
+    text = "\n".join(page(kinds, truth, asked, before))
     print(text)
     if asked.write:
         write(text)
@@ -97,60 +157,56 @@ def chain(path: Path, links: int) -> Path:
     return path
 
 
-def measure(kind: Kind, seconds: float, width: float, seed: int) -> tuple[Case, str]:
-    """One trial as ``bnfold bench`` runs it, without the memory; and the version of ONNX Runtime."""
+def measure(kind: Kind, seconds: float, width: float, seed: int) -> Trial:
+    """One trial as ``bnfold bench`` runs it, without the memory."""
+    start = time.monotonic()
     settings = Settings(1, ("CPUExecutionProvider",), "all", seconds, width, {}, seed)
     with TemporaryDirectory() as name:
         measurement = Measurement(gathered(kind.paths, Path(name)), settings, None, None, Path(name))
-        return measurement.case(memory=False), measurement.onnxruntime
-
-
-def page(
-    kinds: list[Kind],
-    truth: Interval,
-    asked: argparse.Namespace,
-    before: float | None,
-    start: float,
-    runtime: str,
-) -> Iterator[str]:
-    """The result as Markdown."""
-    yield f"Over a long measurement {kinds[-1].name} took {numbers(truth)}.\n"
-    yield "| trials | what was said | how often (95 % interval) | asked for |"
-    yield "| --- | --- | --- | --- |"
-    for kind in kinds[:-1]:
-        yield row(kind, "faster or slower", lambda case: said(case) is not Word.SAME, "≤ 10 %")
-        yield row(kind, "faster or slower to load", lambda case: loaded(case) is not Word.SAME, "≤ 10 %")
-        yield row(kind, "would be, if blocks were independent", blockwise, "")
-    yield row(kinds[-1], "slower", lambda case: said(case) is Word.SLOWER, "")
-    yield row(kinds[-1], "faster, which is wrong", lambda case: said(case) is Word.FASTER, "≤ 5 %")
-    cases = [case for kind in kinds for case in kind.cases]
-    pairs = [len(case.samples.blocks) for case in cases]
-    widths = [case.comparisons[0].time.ratio.width for case in cases]
-    where = environment(before, runtime)
-    yield (
-        f"\nSeed {asked.seed}; up to {asked.seconds:g} s a trial, or until the intervals were 2 % wide: "
-        f"{np.median(pairs):.0f} session pairs and an interval {np.median(widths):.1%} wide in the median "
-        f"trial. {where.cpu}, {where.cores} cores, load {where.load_before} before and {where.load_after} "
-        f"after, ONNX Runtime {runtime}, 1 thread, level all; {(time.monotonic() - start) / 60:.0f} minutes."
+        case = measurement.case(memory=False)
+    found = case.comparisons[0]
+    return Trial(
+        found.time.word.value,
+        found.load.word.value,
+        blockwise(case),
+        numbers(found.time.ratio),
+        len(case.samples.blocks),
+        found.time.ratio.width,
+        measurement.onnxruntime,
+        time.monotonic() - start,
     )
 
 
-def row(kind: Kind, what: str, holds: Callable[[Case], bool], asked: str) -> str:
+def page(kinds: list[Kind], truth: Trial, asked: argparse.Namespace, before: float | None) -> Iterator[str]:
+    """The result as Markdown."""
+    same, slower, faster = (word.value for word in (Word.SAME, Word.SLOWER, Word.FASTER))
+    yield f"Over a long measurement {kinds[-1].name} took {truth.numbers}.\n"
+    yield "| trials | what was said | how often (95 % interval) | asked for |"
+    yield "| --- | --- | --- | --- |"
+    for kind in kinds[:-1]:
+        yield row(kind, "faster or slower", lambda trial: trial.said != same, "≤ 10 %")
+        yield row(kind, "faster or slower to load", lambda trial: trial.loaded != same, "≤ 10 %")
+        yield row(kind, "would be, if blocks were independent", lambda trial: trial.blockwise, "")
+    yield row(kinds[-1], "slower", lambda trial: trial.said == slower, "")
+    yield row(kinds[-1], "faster, which is wrong", lambda trial: trial.said == faster, "≤ 5 %")
+    trials = [trial for kind in kinds for trial in kind.trials]
+    minutes = (sum(trial.seconds for trial in trials) + truth.seconds) / 60
+    where = environment(before, truth.runtime)
+    yield (
+        f"\nSeed {asked.seed}; up to {asked.seconds:g} s a trial, or until the intervals were 2 % wide: "
+        f"{np.median([trial.pairs for trial in trials]):.0f} session pairs and an interval "
+        f"{np.median([trial.width for trial in trials]):.1%} wide in the median trial. {where.cpu}, "
+        f"{where.cores} cores, load {where.load_before} before and {where.load_after} after, ONNX Runtime "
+        f"{truth.runtime}, 1 thread, level all; {minutes:.0f} minutes."
+    )
+
+
+def row(kind: Kind, what: str, holds: Callable[[Trial], bool], asked: str) -> str:
     """How often something was said in the trials of one kind."""
-    count, trials = sum(map(holds, kind.cases)), len(kind.cases)
+    count, trials = sum(map(holds, kind.trials)), len(kind.trials)
     rate = binomtest(count, trials).proportion_ci()
     often = f"{count / trials:.0%} ({rate.low:.0%} to {rate.high:.0%})"
     return f"| {trials} × {kind.name} | {what} | {often} | {asked} |"
-
-
-def said(case: Case) -> Word:
-    """The verdict on the time of a run."""
-    return case.comparisons[0].time.word
-
-
-def loaded(case: Case) -> Word:
-    """The verdict on the time to load."""
-    return case.comparisons[0].load.word
 
 
 def blockwise(case: Case) -> bool:
