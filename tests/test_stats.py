@@ -583,3 +583,16 @@ def test_a_constant_channel_is_one_however_it_is_measured() -> None:
     x[:, 1] = 7.3
     (layer,) = bnfold.stats(behind_conv(0.0), x).comparisons
     assert layer.dead.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("gain", [1e-25, 1e-30, 1e25, 1e30])
+def test_squares_that_leave_float32_are_measured_again(gain: float) -> None:
+    """A gain that no output can be squared behind does not change what the layer sees."""
+    op = Graph(17)
+    scale = np.array([1.0, gain, 1.0, 1.0])
+    four = [op.const(each) for each in (scale, np.zeros(4), np.zeros(4), np.ones(4))]
+    x = op.input("x", ("n", 4, 5, 5))
+    model = op.finish([op.Relu(op.BatchNormalization(x, *four))])
+    data = np.random.default_rng(1).normal(size=(16, 4, 5, 5)).astype(np.float32)
+    (moments,) = bnfold.stats(model, data).moments.values()
+    np.testing.assert_allclose(moments.variance, ChannelMoments.of(data).variance, rtol=1e-5)

@@ -5,7 +5,8 @@ y = s·x + t of a batch norm tells the moments of its input x, while a Conv may 
 
     mean(x) = mean + (mean(y) - bias)/s,    var(x) = (mean(y·y) - mean(y)²)/s²
 
-The difference cancels where y is far from 0 for its spread. ``read`` says where; these layers are to be
+The difference cancels where y is far from 0 for its spread, and squares may leave float32. ``read`` says
+where; these layers are to be
 measured by ``probe`` instead.
 """
 
@@ -28,6 +29,9 @@ from bnfold.training.moments import Floats
 
 # By how much mean(y·y) may exceed the variance, which is by how much rounding to float32 grows.
 _CANCELS = 16.0
+
+# Below this, squares of single values may have become denormal or zero in float32.
+_UNDERFLOWS = 1e-30
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Quick:
         center, bias, gain = self._maps
         with np.errstate(all="ignore"):
             variance = squares - np.square(first)
-            sure = np.logical_and.reduceat(squares <= _CANCELS * variance, self._starts, axis=1)
+            fine = (squares <= _CANCELS * variance) & (squares > _UNDERFLOWS) & np.isfinite(variance)
+            sure = np.logical_and.reduceat(fine, self._starts, axis=1)
             mean, variance = center + (first - bias) / gain, variance / np.square(gain)
         return {
             place.layer.output: Reading(
