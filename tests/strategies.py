@@ -356,6 +356,16 @@ def _extremum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return g.node(x, op_type, *names)
 
 
+@writes("Clip", often=2)
+def _clip(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """One bound or two; attributes before opset 11, and inputs from then on."""
+    bounds = {name: g.random.choice([-1.0, 0.0, 0.5, 2.0]) for name in ("min", "max") if g.maybe(0.7)}
+    if g.opset < 11:
+        return g.node(x, op_type, x.name, **bounds)
+    given = [g.const(np.asarray(bounds[n])) if n in bounds else "" for n in ("min", "max")]
+    return g.node(x, op_type, x.name, *given)
+
+
 @writes("Where", often=2)
 def _where(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     """A mask that is constant or not; the other operand is a tensor or a constant."""

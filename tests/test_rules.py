@@ -62,6 +62,7 @@ NOT_SEEN = {
     "read.arithmetic:two_tensors",
     # The evaluator's Max broadcasts in versions where the specification's does not.
     "pointwise.relu:no_broadcasting_max",
+    "pointwise.clip:no_broadcasting_max",
 }
 
 # Where another condition stands behind the one in question, both are silenced.
@@ -75,6 +76,7 @@ SECOND_GUARD = {
     # A node in training returns more than one output, which is refused by itself.
     "read.batch_norm:training_mode": {Reason.TRAINING_OUTPUTS},
     # What is divided by zero is refused once more where it would be stored.
+    "pointwise.clip:nothing_to_push": {Reason.NOT_FINITE, Reason.OVERFLOWS},
     "pointwise.choice:zero_in_front": {Reason.NOT_FINITE, Reason.OVERFLOWS},
     # Infinite maps are refused once more where they would be stored, and NaN equals nothing.
     "read.batch_norm:no_variance": {Reason.NOT_FINITE, Reason.BRANCHES_DIFFER, Reason.OVERFLOWS},
@@ -375,7 +377,7 @@ class Lone:
         edits = {i: edit for i, edit in moved.params.items() if i in self.constants or edit.shifts}
         edits |= {i: edit for i, edit in moved.inputs.items() if i in self.constants}
         edited = {i: self._edited(i, edit) for i, edit in edits.items()}
-        constants = {**self.constants, **edited, **becomes.constants}
+        constants = dict(becomes.constants) or {**self.constants, **edited}
         return lone(becomes, self.node, self.data, constants, self.model)
 
     def _edited(self, index: int, edit: Affine) -> Array:

@@ -209,6 +209,9 @@ class Writer:
     def _become(self, node: ir.Node, becomes: Becomes, own: list[dict[int, _Stored]]) -> None:
         """Turn a node into another operator, and put behind it what comes then."""
         _change_operator(node, becomes.op_type, becomes.attributes)
+        if own[0]:
+            self._loose.extend(value for value in node.inputs[1:] if value is not None)
+            node.resize_inputs(1)
         for index, const in own[0].items():
             node.resize_inputs(max(index + 1, len(node.inputs)))
             node.replace_input_with(index, self._constant(f"{name_of(node)}_bound", *const))

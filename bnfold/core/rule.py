@@ -19,7 +19,8 @@ class Becomes:
     Attributes:
         op_type: the new operator.
         attributes: all attributes of the new node.
-        constants: inputs that are constants of its own, by index; exact, in float64.
+        constants: inputs that are constants of its own, by index; exact, in float64. Where there are
+            any, nothing else is left of the node's inputs but the first.
         then: one more node right behind it, which reads its output as the first input.
     """
 

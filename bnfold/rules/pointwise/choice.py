@@ -74,11 +74,14 @@ def _arrived(node: Site, into: Arriving, first: int) -> tuple[dict[int, Affine],
 
 def _given_back(constants: Mapping[int, Affine], affine: Affine) -> dict[int, Affine]:
     """Undo in every constant the map that is now applied behind it."""
-    if not constants:
-        return {}
+    return dict.fromkeys(constants, inverse(affine)) if constants else {}
+
+
+def inverse(affine: Affine) -> Affine:
+    """The map that undoes another one."""
     require(bool(np.all(affine.scale != 0)), Reason.ZERO_SCALE)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return dict.fromkeys(constants, Affine(1.0 / affine.scale, -affine.shift / affine.scale))
+        return Affine(1.0 / affine.scale, -affine.shift / affine.scale)
 
 
 def _masked(where: Site, maps: Mapping[int, Affine]) -> Affine:
