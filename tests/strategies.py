@@ -687,6 +687,41 @@ def _pool(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(name, (*x.shape[:2], *counts), (*x.static[:2], *(True for _ in counts)))
 
 
+@writes("Resize", "Upsample", often=2)
+def _resize(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Positions, and on rare occasions any axis; by scales or to sizes, as versions allow."""
+    lives = g.opset < 10 if op_type == "Upsample" else g.opset >= 10
+    if not lives or x.rank < 3 or not all(x.static[1:]) or prod(x.shape) > 300:
+        return None
+    axes = [a for a in range(1, x.rank) if g.maybe(0.5 if a > 1 else 0.1)] or [x.rank - 1]
+    scales = [
+        g.random.choice([1.0, 1.5, 2.0, 0.6]) if a in axes and x.shape[a] > 1 else 1.0 for a in range(x.rank)
+    ]
+    shape = tuple(int(n * s) for n, s in zip(x.shape, scales, strict=True))
+    attributes: dict[str, object] = {"mode": g.random.choice(["nearest", "linear"])}
+    if op_type == "Upsample" and g.opset < 9:
+        return Tensor(g.op.node(op_type, x.name, scales=scales, **attributes), shape, x.static)
+    if g.opset < 11:
+        given = [g.op.const(scales, TensorProto.FLOAT)]
+        return Tensor(g.op.node(op_type, x.name, *given, **attributes), shape, x.static)
+    modes = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]
+    attributes["coordinate_transformation_mode"] = g.random.choice(modes)
+    attributes["mode"] = g.random.choice(["nearest", "linear", "cubic"])
+    attributes |= {"exclude_outside": 1} if attributes["mode"] == "cubic" and g.maybe(0.3) else {}
+    attributes |= (
+        {"antialias": 1} if attributes["mode"] != "nearest" and g.opset >= 18 and g.maybe(0.3) else {}
+    )
+    chosen = list(range(x.rank))
+    if g.opset >= 18 and g.maybe(0.4):
+        chosen = axes
+        attributes["axes"] = axes
+    if g.maybe(0.4) and all(x.static[a] for a in chosen):
+        given = ["", "", g.op.ints(*(shape[a] for a in chosen))]
+    else:
+        given = ["", g.op.const([scales[a] for a in chosen], TensorProto.FLOAT)]
+    return Tensor(g.op.node(op_type, x.name, *given, **attributes), shape, x.static)
+
+
 @writes("DepthToSpace", "SpaceToDepth")
 def _blocks(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     if x.rank != 4 or not x.is_image():

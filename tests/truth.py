@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_resize
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -236,6 +237,30 @@ class GatherElements(OpRun):
         return (x[tuple(places)],)
 
 
+class Resize(op_resize.Resize):
+    """Interpolation; onnx 1.23's own does not know the first version, nor axes counted from the end."""
+
+    def _run(self, x, *given, **attributes):  # type: ignore[no-untyped-def]
+        """Before opset 11 the only other input is the scales, and a position is divided by its scale."""
+        if self.run_params["opsets"][""] >= 11:
+            if attributes.get("axes") is not None:
+                attributes["axes"] = [int(axis) % x.ndim for axis in attributes["axes"]]
+            return super()._run(x, *given, **attributes)
+        return self._stretched(x, *given, **attributes)
+
+    def _stretched(self, x, scales, mode="nearest", **_):  # type: ignore[no-untyped-def]
+        grid = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return super()._run(x, None, np.asarray(scales, np.float64), mode=mode or "nearest", **grid)
+
+
+class Upsample(Resize):
+    """What became Resize; onnx 1.23's own repeats nearest neighbours only."""
+
+    def _run(self, x, given=None, scales=None, mode="nearest"):  # type: ignore[no-untyped-def]
+        """Take the scales from the attribute or, from opset 9 on, from the input."""
+        return self._stretched(x, scales if given is None else given, mode)
+
+
 class Mean(OpRun):
     """The mean of the operands; onnx 1.23's own does not broadcast the first one."""
 
@@ -291,7 +316,7 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
     ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
-    ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, Mean, *old, *new_ops]
+    ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, Mean, Resize, Upsample, *old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):

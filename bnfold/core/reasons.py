@@ -81,6 +81,10 @@ class Reason(Enum):
         "Zero padding is inserted after the shift, so the shift is not constant at the border.",
         "A layer without padding, or a map without shift.",
     )
+    EXTRAPOLATES = (
+        "The operator fills what lies outside its input with a fixed value, which the map would change.",
+        "Another coordinate transformation mode.",
+    )
     SHIFT_VARIES = (
         "The layer sums different taps at different positions, so a shift is not constant behind it.",
         "A map without shift.",
