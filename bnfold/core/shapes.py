@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 
 import onnx
 import onnx_ir as ir
@@ -99,18 +100,47 @@ def infer(model: ir.Model) -> Facts:
 
 
 def _implied(model: ir.Model, facts: Facts) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
-    """What weights say of a layer's output where inference cannot: behind an operator it does not know."""
+    """What follows from what is known, where inference itself does not see it."""
     for node in model.graph:
-        ours = node.domain == "" and node.op_identifier() not in model.functions
-        output, weight = node.outputs[0], node.inputs[1] if ours and len(node.inputs) > 1 else None
-        if weight is None or output in facts.shapes or node.op_type not in ("Conv", "Gemm"):
+        if node.domain != "" or node.op_identifier() in model.functions:
             continue
-        shape, dtype = facts.shape(weight), facts.dtype(weight)
-        if shape is None or dtype is None or len(shape) < 2:
-            continue
-        by_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
-        known = [None, shape[0] if by_rows else shape[1], *(None for _ in shape[2:])]
-        yield output.name or "", onnx.helper.make_tensor_value_info(output.name or "", int(dtype), known)
+        output = node.outputs[0]
+        shape = _by_count(node, facts) if node.op_type == "Reshape" else _by_weight(node, facts)
+        data = node.inputs[0] if node.inputs else None
+        dtype = facts.dtype(output) or (None if data is None else facts.dtype(data))
+        if shape is not None and dtype is not None:
+            info = onnx.helper.make_tensor_value_info(output.name or "", int(dtype), shape)
+            yield output.name or "", info
+
+
+def _by_weight(node: ir.Node, facts: Facts) -> Shape | None:
+    """What weights say of a layer's output behind an operator that inference does not know."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or node.outputs[0] in facts.shapes or node.op_type not in ("Conv", "Gemm"):
+        return None
+    shape = facts.shape(weight)
+    if shape is None or len(shape) < 2:
+        return None
+    by_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
+    return (None, shape[0] if by_rows else shape[1], *(None for _ in shape[2:]))
+
+
+def _by_count(node: ir.Node, facts: Facts) -> Shape | None:
+    """The one open size behind a Reshape, as the number of elements tells it: (N, 4, 4) as (N, ?)."""
+    before = None if node.inputs[0] is None else facts.shape(node.inputs[0])
+    after = facts.shape(node.outputs[0])
+    if before is None or after is None:
+        return None
+    rest = list(before)
+    for size in after:
+        if isinstance(size, str) and size in rest:
+            rest.remove(size)
+    unknown = [axis for axis, size in enumerate(after) if not isinstance(size, int) and size not in before]
+    counted = [size for size in rest if isinstance(size, int)]
+    known = prod(size for size in after if isinstance(size, int))
+    if len(unknown) != 1 or len(counted) < len(rest) or known == 0 or prod(counted) % known:
+        return None
+    return tuple(prod(counted) // known if axis in unknown else size for axis, size in enumerate(after))
 
 
 def _learn(facts: Facts, graph: ir.Graph, proto: onnx.GraphProto) -> None:
