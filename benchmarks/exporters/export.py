@@ -38,7 +38,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     for name, write in jobs(asked.small):
-        path = asked.folder / f"{name}.onnx"
+        path = asked.folder / f"{name.removeprefix('small-')}.onnx"
         if path.exists() or asked.only not in name:
             continue
         start = time.perf_counter()
@@ -61,13 +61,21 @@ def jobs(small: bool) -> Iterator[tuple[str, Write]]:
 
 def _export(write: Write, path: Path) -> None:
     """One file with its weights inside, whatever the exporter leaves beside it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "model.onnx"
         write(made)
         model = onnx.load(made)
-        del model.metadata_props[:]
+        strip(model)
         onnx.save(model, made)
-        made.replace(path) if made.stat().st_dev == path.parent.stat().st_dev else onnx.save(model, path)
+        made.replace(path)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop what exporters note of the source code, which tells folders on the exporting machine."""
+    del model.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+        item.ClearField("doc_string")
 
 
 # ---------------------------------------------------------------- TensorFlow

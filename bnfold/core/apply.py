@@ -34,6 +34,7 @@ class Change:
     new: tuple[str, Const]
 
 
+Use = tuple[ir.Node, int]
 _Stored = tuple[Const, ir.TensorProtocol]
 
 
@@ -47,11 +48,16 @@ class Made:
 
 @dataclass
 class Writer:
-    """Carries out plans on the model a ``View`` shows."""
+    """Carries out plans on the model a ``View`` shows.
+
+    Attributes:
+        gaps: where a map vanished: what stood in front of it, and the readers that stood behind it.
+    """
 
     view: View
     _names: set[str] = field(default_factory=set)
     _loose: list[ir.Value] = field(default_factory=list)
+    gaps: list[tuple[ir.Value, list[Use]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for graph in self.view.model.graphs():
@@ -60,6 +66,11 @@ class Writer:
             for node in graph:
                 self._names.add(node.name or "")
                 self._names.update(value.name or "" for value in node.outputs)
+        self._given = frozenset(self._names)
+
+    def is_given(self, value: ir.Value) -> bool:
+        """Whether the value's name is one that the model came with."""
+        return value.name in self._given
 
     def carry_out(self, plan: Plan) -> tuple[list[Change], list[ir.Node]]:
         """Do what the plan says, or nothing.
@@ -94,7 +105,7 @@ class Writer:
 
     def sweep(self) -> None:
         """Remove the constants, and the nodes that made them, which no longer have a reader."""
-        pending = [value for value in self._loose if value is not None]
+        pending, self._loose = self._loose, []
         while pending:
             value = pending.pop()
             if value.uses() or value.is_graph_output():
@@ -273,10 +284,25 @@ class Writer:
     def _bypass(self, node: ir.Node, takes_name: bool) -> None:
         """Let the readers of an affine node read its data instead, and remove it."""
         index, _ = self.view.read(node)
-        data, output = node.inputs[index], node.outputs[0]
+        data = node.inputs[index]
         assert data is not None
+        self.gaps.append((data, self.skip(node, data, takes_name)))
+
+    def skip(self, node: ir.Node, data: ir.Value, takes_name: bool) -> list[Use]:
+        """Let the readers of a node read ``data`` instead, and remove it.
+
+        Args:
+            node: the node, of one output.
+            data: what they read from now on.
+            takes_name: whether ``data`` takes over the name of the node's output.
+
+        Returns:
+            The readers, and the index of the input.
+        """
+        output = node.outputs[0]
         assert isinstance(node.graph, ir.Graph)
         is_output = output.is_graph_output()
+        uses = [(reader, index) for reader, index in output.uses()]
         self._loose.extend(value for value in node.inputs if value is not None)
         output.replace_all_uses_with(data, replace_graph_outputs=True)
         if takes_name and (is_output or not data.is_graph_output()) and data.producer() is not None:
@@ -285,6 +311,7 @@ class Writer:
             name, output.name = output.name, self._fresh("bypassed")
             data.name = name
         node.graph.remove(node, safe=True)
+        return uses
 
     def _drop_initializer(self, value: ir.Value) -> None:
         graph = value.graph

@@ -14,6 +14,7 @@ from bnfold.core.apply import Change, Writer
 from bnfold.core.plan import Blocked, Direction, Plan, gaining
 from bnfold.core.profit import worthwhile
 from bnfold.core.reasons import Reason, Refused
+from bnfold.core.tidy import tidy
 from bnfold.core.view import View, name_of
 from bnfold.core.walk.down import go_down
 from bnfold.core.walk.merge import merge
@@ -77,6 +78,7 @@ class Engine:
         if not self.view.portable:
             self._until_nothing_moves(writer, _TURNING)
             self._until_nothing_moves(writer, {Direction.MERGE: merge})
+        tidy(self.view, writer)
         writer.sweep()
         report.rows = [row for row in self.rows.values() if row.name]
         report.nodes_after = self._count()

@@ -104,10 +104,10 @@ def _implied(model: ir.Model, facts: Facts) -> Iterator[tuple[str, onnx.ValueInf
     for node in model.graph:
         if node.domain != "" or node.op_identifier() in model.functions:
             continue
-        output = node.outputs[0]
-        shape = _by_count(node, facts) if node.op_type == "Reshape" else _by_weight(node, facts)
-        data = node.inputs[0] if node.inputs else None
-        dtype = facts.dtype(output) or (None if data is None else facts.dtype(data))
+        output, reshapes = node.outputs[0], node.op_type == "Reshape"
+        shape = _by_count(node, facts) if reshapes else _by_weight(node, facts)
+        typed = None if shape is None else node.inputs[0 if reshapes else 1]
+        dtype = None if typed is None else facts.dtype(typed)
         if shape is not None and dtype is not None:
             info = onnx.helper.make_tensor_value_info(output.name or "", int(dtype), shape)
             yield output.name or "", info

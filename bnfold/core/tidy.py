@@ -1,0 +1,78 @@
+"""What only stood around a map goes with it: casts to the same type, identities, transpositions and back.
+
+Exporters write them on either side of a batch norm. Only what touches the place where a map vanished, or
+touches something else that vanished there, is removed; nothing else in the graph is simplified.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnfold.core.apply import Use, Writer
+from bnfold.core.view import View
+
+
+def tidy(view: View, writer: Writer) -> None:
+    """Remove the no-ops around every map that the writer took out."""
+    for value, uses in writer.gaps:
+        gap: tuple[ir.Value, list[Use]] | None = (value, uses)
+        while gap is not None:
+            gap = _narrowed(view, writer, *gap)
+
+
+def _narrowed(
+    view: View, writer: Writer, value: ir.Value, uses: list[Use]
+) -> tuple[ir.Value, list[Use]] | None:
+    """The gap once one more no-op beside it is gone, None if there is none."""
+    uses = [(node, index) for node, index in uses if index < len(node.inputs) and node.inputs[index] is value]
+    producer = value.producer()
+    for reader, _ in uses:
+        rest = [use for use in uses if use[0] is not reader]
+        if _is_noop(view, reader) and _may_go(reader, value):
+            return value, rest + _skip(writer, reader, value)
+        if producer is not None and _undoes(view, reader, producer):
+            source = producer.inputs[0]
+            if source is not None and _may_go(reader, source):
+                moved = _skip(writer, reader, source)
+                writer.sweep()  # nothing may read the first one any more
+                return source, moved
+    if producer is None or producer.graph is None or not _is_noop(view, producer):
+        return None
+    source = producer.inputs[0]
+    if source is None or len(value.uses()) > len(uses) or not _may_go(producer, source):
+        return None
+    return source, _skip(writer, producer, source)
+
+
+def _skip(writer: Writer, node: ir.Node, source: ir.Value) -> list[Use]:
+    """Remove a node whose output is ``source``; a name that the model came with outlives a new one."""
+    output = node.outputs[0]
+    better = writer.is_given(output) and not writer.is_given(source)
+    return writer.skip(node, source, takes_name=better or output.is_graph_output())
+
+
+def _is_noop(view: View, node: ir.Node) -> bool:
+    if node.domain != "" or node.op_identifier() in view.model.functions:
+        return False
+    if node.op_type == "Identity":
+        return True
+    site = view.site(node)
+    return node.op_type == "Cast" and site.target_type() == view.facts.dtype(site.input(0))
+
+
+def _undoes(view: View, node: ir.Node, first: ir.Node) -> bool:
+    """Whether ``node`` transposes back what ``first`` transposed."""
+    if not all(each.op_type == "Transpose" and each.domain == "" for each in (node, first)):
+        return False
+    there, back = (list(each.attributes.get_ints("perm", ())) for each in (first, node))
+    if not there and not back:
+        return True  # both reverse the axes
+    return len(there) == len(back) and [there[axis] for axis in back] == list(range(len(there)))
+
+
+def _may_go(node: ir.Node, source: ir.Value) -> bool:
+    """Whether ``source`` can stand for the node's output, also as an output of the graph."""
+    output = node.outputs[0]
+    if not output.is_graph_output():
+        return True
+    return source.producer() is not None and source.graph is output.graph and not source.is_graph_output()
