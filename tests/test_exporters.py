@@ -116,3 +116,15 @@ def test_an_output_keeps_its_name() -> None:
     folded, found = counted(op, z, op.Identity(z))
     assert found == {"Conv": 1, "Identity": 1}
     assert folded.graph.output[0].name == z
+
+
+def test_absent_inputs_are_left_out() -> None:
+    """An empty name at the end of a node's inputs says nothing, and keeps ONNX Runtime from fusing a Pad."""
+    op = Graph(17)
+    y = op.Pad(
+        op.Conv(op.input("x", (1, 3, 6, 6)), op.weight(4, 3, 3, 3)), op.ints(0, 0, 1, 1, 0, 0, 1, 1), ""
+    )
+    y = op.Conv(y, op.weight(4, 4, 3, 3), "")
+    folded, found = counted(op, op.batch_norm(y))
+    assert found == {"Conv": 2, "Pad": 1}
+    assert all(all(node.input) for node in folded.graph.node)
