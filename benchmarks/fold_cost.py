@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import light
 import numpy as np
 import onnx
 import onnx_ir as ir
-import resnet50
 
 from bnfold import FoldPass
 
@@ -39,7 +39,7 @@ def main() -> None:
     pairs = asked.pairs
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
-        resnet50.make(path)
+        light.make("resnet50", path)
         for _ in range(2):
             _fold(path), _load_and_save(path)
         samples = [_pair(path) for _ in range(pairs)]

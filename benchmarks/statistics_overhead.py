@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import light
 import numpy as np
 import onnxruntime as ort
-import resnet50
 from fold_cost import _median_interval
 
 from bnfold import files
@@ -53,7 +53,7 @@ def main() -> None:
     nets = [compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.pairs)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
-        resnet50.make(path)
+        light.make("resnet50", path)
         images = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
         nets.append(compare("light ResNet-50", path, images, asked.pairs))
     where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

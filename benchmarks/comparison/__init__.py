@@ -1,0 +1,1 @@
+"""Every model under every optimizer, against the floor: made, checked, measured and shown."""

@@ -1,0 +1,106 @@
+"""What is compared: networks and small nets of one pattern each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import light
+import onnx
+from peers import CACHE
+
+from . import patterns
+from .executed import session
+
+_ROOT = Path(__file__).parent.parent.parent
+_ZOO = ("densenet121", "inception_v2", "resnet50", "shufflenet")
+# Lists its weights as inputs, which a caller may override: no optimizer may fold them, until it is told.
+_OVERRIDABLE = "ultraface-slim-320"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model.
+
+    Attributes:
+        name: unique, and good for a folder.
+        group: where it comes from; "pattern" for the small nets.
+        path: its file.
+        about: one line.
+    """
+
+    name: str
+    group: str
+    path: Path
+    about: str = ""
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a whole network."""
+        return self.group != "pattern"
+
+
+def subjects(folder: Path) -> list[Subject]:
+    """All models that are there; those that are made are written to ``folder`` once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [*_zoo(folder), *_digits(), *_others(folder), *_exports(), *_patterns(folder)]
+
+
+def _zoo(folder: Path) -> Iterator[Subject]:
+    for name in _ZOO:
+        path = folder / f"light-{name}.onnx"
+        if not path.exists():
+            light.make(name, path)
+        yield Subject(f"light-{name}", "onnx light zoo", path, "random weights")
+
+
+def _digits() -> Iterator[Subject]:
+    for path in sorted((_ROOT / "models").glob("*.onnx")):
+        yield Subject(path.stem, "digits", path, "trained on the UCI digits")
+
+
+def _others(folder: Path) -> Iterator[Subject]:
+    """The models in the folder BNFOLD_MODELS that ONNX Runtime loads."""
+    given = os.environ.get("BNFOLD_MODELS")
+    for path in sorted(Path(given).glob("*.onnx")) if given else ():
+        if not _loads(path):
+            continue
+        yield Subject(path.stem, "models of others", path)
+        if path.stem == _OVERRIDABLE:
+            frozen = folder / f"{path.stem}-frozen.onnx"
+            if not frozen.exists():
+                _freeze(path, frozen)
+            yield Subject(frozen.stem, "models of others", frozen, "its weights no longer inputs")
+
+
+def _exports() -> Iterator[Subject]:
+    """The export matrix: ``<network>.<exporter>.onnx`` in the folder BNFOLD_EXPORTS, or in the cache."""
+    folder = Path(os.environ.get("BNFOLD_EXPORTS", CACHE / "exports"))
+    for path in sorted(folder.glob("*.*.onnx")):
+        yield Subject(path.stem, f"exported by {path.stem.rpartition('.')[2]}", path)
+
+
+def _patterns(folder: Path) -> Iterator[Subject]:
+    for name, build in patterns.PATTERNS.items():
+        path = folder / f"{name}.onnx"
+        patterns.write(name, path)
+        yield Subject(name, "pattern", path, (build.__doc__ or "").rstrip("."))
+
+
+def _loads(path: Path) -> bool:
+    try:
+        session(path, "off")
+    except Exception:  # whatever the runtime throws at an invalid model
+        return False
+    return True
+
+
+def _freeze(path: Path, target: Path) -> None:
+    model = onnx.load(path)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    onnx.save(model, target)

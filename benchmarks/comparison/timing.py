@@ -1,0 +1,155 @@
+"""How long the variants of one model take, each against the floor, by the measurement of ``bnfold bench``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from bnfold.latency.child.process import Job, child
+from bnfold.latency.environment import load
+from bnfold.latency.measure import Measurement, Settings
+from bnfold.latency.models import Model
+from bnfold.latency.report import Case
+from bnfold.latency.samples import Samples
+from bnfold.latency.statistics import judge, median_ratio
+
+from .variants import BNFOLD, ORIGINAL, PEERS, TWIN, Variant, Workshop, then_bnfold
+
+Roles = dict[str, int]
+
+_FEWEST_LOADS, _MOST_LOADS = 6, 18
+
+
+def once(shop: Workshop, variants: list[Variant], level: str, seconds: float) -> None:
+    """Measure, unless the same graphs have been measured in the same way."""
+    record = shop.folder / f"latency-{level}.json"
+    key = {each.name: each.executed and each.executed[level] for each in variants} | {"seconds": seconds}
+    if record.exists() and json.loads(record.read_text())["key"] == key:
+        return
+    before = load()
+    found = measure(shop, variants, level, seconds)
+    if level == "all":
+        found["loads"] = _loads(shop, variants, seconds / 3)
+    record.write_text(json.dumps({"key": key, "load": [before, load()], **found}))
+
+
+def measure(shop: Workshop, variants: list[Variant], level: str, seconds: float) -> dict[str, Any]:
+    """Measure every graph that is executed once, for all variants that come to it.
+
+    Returns:
+        For each variant its ratio to the floor and its time; and the comparisons that claims are made of,
+        each with its verdict.
+    """
+    chosen, role_of = _distinct(variants, level)
+    settings = Settings(1, ("CPUExecutionProvider",), level, seconds, 0.02, {}, seed=0)
+    models = [Model(name, shop.path(name), 0) for name in chosen]
+    with TemporaryDirectory() as folder:
+        measurement = Measurement(models, settings, None, shop.inputs.resolve(), Path(folder))
+        case = measurement.case(memory=False)
+    pairs = [(name, against) for name, against in _claims() if {name, against} <= {*role_of}]
+    return {
+        "executed": chosen,
+        "pairs": len(case.samples.blocks),
+        "stopped": case.stopped,
+        "control": case.control.to_dict(),
+        "variants": {name: _numbers(case, role) for name, role in role_of.items()},
+        "comparisons": [_compared(case, *pair, role_of) for pair in pairs],
+    }
+
+
+def _distinct(variants: list[Variant], level: str) -> tuple[list[str], Roles]:
+    """One name for each graph that is executed, the twin's first; and which of them each variant's is."""
+    runs = sorted((each for each in variants if each.executed), key=lambda each: each.name != TWIN)
+    roles: Roles = {}
+    for each in runs:
+        roles.setdefault(_executed(each, level), len(roles))
+    role_of = {each.name: roles[_executed(each, level)] for each in runs}
+    return [
+        next(name for name, role in role_of.items() if role == index) for index in roles.values()
+    ], role_of
+
+
+def _executed(variant: Variant, level: str) -> str:
+    assert variant.executed is not None
+    return variant.executed[level]
+
+
+def _claims() -> Iterator[tuple[str, str]]:
+    yield BNFOLD, ORIGINAL
+    for peer in PEERS:
+        yield BNFOLD, peer
+        yield then_bnfold(peer), peer
+
+
+def _numbers(case: Case, role: int) -> dict[str, Any]:
+    """Time of a run and its ratio to the floor, which is None for the floor itself."""
+    ratio = case.samples.time(role).to_dict() if role else None
+    return {"ratio": ratio, "seconds": float(np.median(case.samples.runs[role]))}
+
+
+def _compared(case: Case, name: str, against: str, role_of: Roles) -> dict[str, Any]:
+    mine, theirs = role_of[name], role_of[against]
+    if mine == theirs:
+        return {"name": name, "against": against, "ratio": None, "verdict": "the same graph is executed"}
+    logs = [float(np.median(np.log(blocks[:, mine] / blocks[:, theirs]))) for blocks in case.samples.blocks]
+    ratio = median_ratio(logs)
+    return {
+        "name": name,
+        "against": against,
+        "ratio": ratio.to_dict(),
+        "verdict": judge(ratio, case.control).value,
+    }
+
+
+def _loads(shop: Workshop, variants: list[Variant], seconds: float) -> dict[str, Any]:
+    """Seconds to create a session, which optimizes the graph: so every different file counts."""
+    chosen, role_of = _distinct(variants, "off")
+    samples, start = Samples(), time.monotonic()
+    with TemporaryDirectory() as folder, child(_job(shop, chosen, folder)) as line:
+        line.ask("prepare", inputs=str(shop.inputs.resolve()), batch=None, dim={}, seed=0)
+        while len(samples.loads) < _FEWEST_LOADS or (
+            len(samples.loads) < _MOST_LOADS and time.monotonic() - start < seconds
+        ):
+            seed = f"loads/{len(samples.loads)}"
+            samples.add(**line.ask("pair", seed=seed, runs=1, lead=0, blocks=0))
+    return {
+        name: {
+            "ratio": samples.load(role).to_dict() if role else None,
+            "seconds": float(np.median([each[role] for each in samples.loads])),
+        }
+        for name, role in role_of.items()
+    }
+
+
+def peaks(shop: Workshop, variants: list[Variant]) -> dict[str, int | None]:
+    """Bytes by which loading and running each variant raises the peak memory of a fresh process."""
+    chosen, role_of = _distinct(variants, "off")
+    with TemporaryDirectory() as folder:
+        job = _job(shop, chosen, folder)
+        with child(job) as line:
+            line.ask("prepare", inputs=str(shop.inputs.resolve()), batch=None, dim={}, seed=0)
+        found = [_peak(job, index) for index in range(len(chosen))]
+    return {name: found[role] for name, role in role_of.items()}
+
+
+def _peak(job: Job, index: int) -> int | None:
+    with child(job) as line:
+        peak: int | None = line.ask("memory", model=index)["bytes"]
+        return peak
+
+
+def _job(shop: Workshop, names: list[str], folder: str) -> Job:
+    return {
+        "labels": names,
+        "paths": [str(shop.path(name).resolve()) for name in names],
+        "folder": folder,
+        "threads": 1,
+        "level": "all",
+        "providers": ["CPUExecutionProvider"],
+    }
