@@ -70,8 +70,7 @@ def _here(step: str, subject: Subject, budget: float) -> None:
     """One step for one model, in this process."""
     shop = Workshop(subject, WORK / subject.name)
     variants = shop.variants()
-    if step == "prepare":
-        shop.once("peaks", lambda: timing.peaks(shop, variants))
+    shop.once("peaks", lambda: timing.peaks(shop, variants))
     if step == "measure":
         for level in LEVELS:
             timing.once(shop, variants, level, budget if level == "all" else budget / 2)

@@ -26,6 +26,8 @@ import light
 import peers
 from processes import Ran, run
 
+from bnfold.latency.environment import load as load_average
+
 ROOT = Path(__file__).parent.parent
 FILE, PAGE, FIGURE = (
     ROOT / "benchmarks" / "results" / "tool_cost.json",
@@ -66,11 +68,12 @@ def load() -> Data:
 
 def measure(asked: argparse.Namespace) -> Data:
     """Every tool on every model."""
+    before = load_average()
     known = json.loads(FILE.read_text())["models"] if asked.only and FILE.exists() else {}
     for title, name in MODELS.items():
         if asked.only in (None, name):
             known[title] = _rounds(_model(name, asked.folder), asked.rounds, asked.seconds)
-    return {"versions": peers.versions(), "models": known}
+    return {"versions": peers.versions(), "load": [before, load_average()], "models": known}
 
 
 def _model(name: str, folder: Path) -> Path:
@@ -142,7 +145,11 @@ def _lines(data: Data) -> Iterator[str]:
             yield f"| {' | '.join(_cells(tool, each, found['cp']['seconds']))} |"
         yield ""
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    yield f"Medians of up to {_most_runs(data)} runs, with the fastest and the slowest. Versions: {versions}."
+    before, after = data["load"]
+    yield (
+        f"Medians of up to {_most_runs(data)} runs, with the fastest and the slowest; load average {before} "
+        f"before and {after} after. Versions: {versions}."
+    )
 
 
 def _cells(tool: str, found: Data, floor: float | None) -> Iterator[str]:

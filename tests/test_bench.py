@@ -228,12 +228,14 @@ def test_warnings() -> None:
     samples, random = Samples(), np.random.default_rng(3)
     for pair in random.lognormal(0, 0.5, (12, 1, 3, 1)) * 1e6:
         samples.add([1, 1, 1], pair.tolist())
-    case = Case(
-        8, {}, True, ["A", "B"], plan([0.1] * 3, [0.1] * 3, 1.0), samples, "budget", [None, None], None
-    )
+    planned = plan([0.1] * 3, [0.1] * 3, 1.0)
+    cases = [
+        Case(8, level, {}, True, ["A", "B"], planned, samples, "budget", [None, None], None)
+        for level in ("all", "off")
+    ]
     busy = Environment("cpu", 2, 2.5, 3.0, "system", {})
-    first, second = BenchReport([None, None], [case], busy, {}).warnings  # type: ignore[list-item]
-    assert first.startswith("This machine is too noisy to see a difference of a few percent at batch 8: A ")
+    first, _, second = BenchReport([None, None], cases, busy, {}).warnings  # type: ignore[list-item]
+    assert first.startswith("This machine is too noisy to see a difference of a few percent at level all: A ")
     assert second.startswith("The load was 2.5 on 2 cores")
 
 
@@ -316,6 +318,16 @@ def test_open_dimensions(run: Run, tmp_path: Path) -> None:
     assert "relu.onnx has nothing to fold, so it was measured alone." in done.out
 
 
+def test_levels(run: Run) -> None:
+    """Each optimization level is a case of its own, and its verdict says which."""
+    done = run(CNN, "--level", "all,off", "--seconds", 0.2)
+    assert (done.code, done.err) == (0, "")
+    deployed, _, plain, _ = done.out.splitlines()[:4]
+    assert deployed.startswith("level all: ")
+    assert plain.startswith("level off: ")
+    assert "1 thread, optimization levels all, off, " in done.out
+
+
 def test_outputs_of_other_shapes(run: Run, tmp_path: Path) -> None:
     """Outputs that are not of the declared shape are not bound, in none of the models."""
     wrong, right = relu(tmp_path / "wrong.onnx", ("n", 3)), relu(tmp_path / "right.onnx", ("n", 3))
@@ -361,7 +373,7 @@ def test_python() -> None:
         ([CNN, "--plot", "figure.pdf"], "figure.pdf is neither .png nor .svg"),
         ([CNN, "--json", "--markdown"], "contradict"),
         ([CNN, "--seconds", "0"], "is not in the range"),
-        ([CNN, "--level", "most"], "is not one of"),
+        ([CNN, "--level", "all,most"], "'most' is not one of all, extended, basic, off."),
     ],
 )
 def test_bad_usage(run: Run, arguments: list[object], text: str) -> None:

@@ -79,6 +79,7 @@ class Measurement:
         peaks = [self._peak(index) if memory else None for index in range(len(self.labels))]
         return Case(
             self.batch,
+            self.settings.level,
             ready["shapes"],
             ready["bound"],
             self.labels,

@@ -29,6 +29,7 @@ class Case:
 
     Attributes:
         batch: the batch size asked for, None if none was.
+        level: ONNX Runtime's graph optimizations.
         shapes: of the inputs, by name.
         bound: whether inputs and outputs were bound, else every run makes new outputs.
         labels: of the models.
@@ -40,6 +41,7 @@ class Case:
     """
 
     batch: int | None
+    level: str
     shapes: dict[str, list[int]]
     bound: bool
     labels: list[str]
@@ -79,6 +81,7 @@ class Case:
         models = [self._model(role) for role in range(len(self.labels))]
         return {
             "batch": self.batch,
+            "level": self.level,
             "inputs": self.shapes,
             "io_binding": self.bound,
             "session_pairs": len(self.samples.blocks),
@@ -107,7 +110,7 @@ class BenchReport:
 
     Attributes:
         models: what was compared; the first is what the others are compared with.
-        cases: one for each batch size.
+        cases: one for each optimization level and batch size.
         environment: the machine and the versions.
         settings: what was asked for.
     """
@@ -117,10 +120,17 @@ class BenchReport:
     environment: Environment
     settings: dict[str, Any]
 
+    def where(self, case: Case) -> str:
+        """What sets a case apart from the others: "batch 8", "level off"; empty if there is but one."""
+        batches, levels = ({getattr(each, key) for each in self.cases} for key in ("batch", "level"))
+        parts = [f"batch {case.batch}"] if len(batches) > 1 else []
+        return ", ".join(parts + ([f"level {case.level}"] if len(levels) > 1 else []))
+
     @property
     def warnings(self) -> list[str]:
         """Sentences on what limits the result."""
-        said = [_noisy(case) for case in self.cases if case.control.known and case.control.floor > _NOISY]
+        noisy = (case for case in self.cases if case.control.known and case.control.floor > _NOISY)
+        said = [_noisy(case, self.where(case)) for case in noisy]
         if self.environment.overloaded:
             said.append(
                 f"The load was {self.environment.load_before} on {self.environment.cores} cores before "
@@ -160,9 +170,9 @@ class BenchReport:
         draw(self, Path(path))
 
 
-def _noisy(case: Case) -> str:
-    where = "" if case.batch is None else f" at batch {case.batch}"
+def _noisy(case: Case, where: str) -> str:
+    at = where and f" at {where}"
     return (
-        f"This machine is too noisy to see a difference of a few percent{where}: {case.labels[0]} against "
+        f"This machine is too noisy to see a difference of a few percent{at}: {case.labels[0]} against "
         f"itself is {numbers(case.control)}; stop other programs or give it more time."
     )

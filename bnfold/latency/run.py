@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,7 @@ def bench(
     dim: Mapping[str, int] | None = None,
     threads: int = 1,
     provider: str | Sequence[str] = "CPUExecutionProvider",
-    level: str = "all",
+    level: str | Sequence[str] = "all",
     seconds: float = 20.0,
     width: float = 0.02,
     profile: bool = False,
@@ -37,8 +38,7 @@ def bench(
     """Measure models against the first one, or a single one against its fold, in ONNX Runtime.
 
     Fresh sessions of all models, and a second one of the first as a control, run in alternating blocks in
-    random
-    order, until every 95 % interval is as narrow as asked for or the time is up.
+    random order, until every 95 % interval is as narrow as asked for or the time is up.
 
     Args:
         models: paths, ``onnx.ModelProto`` or ``onnx_ir.Model``.
@@ -47,7 +47,8 @@ def bench(
         dim: sizes for other open dimensions, by name.
         threads: threads of each session.
         provider: execution providers, in order of preference.
-        level: ONNX Runtime's graph optimizations: "all" as deployed, "extended", "basic" or "off".
+        level: ONNX Runtime's graph optimizations: "all" as deployed, "extended", "basic" or "off"; of
+            several, each is a case of its own.
         seconds: time budget of each case; loading, memory and profile come on top.
         width: stop earlier once every interval is relatively this narrow; 0 uses all the time.
         profile: attribute the time to operators, in separate runs.
@@ -59,7 +60,8 @@ def bench(
     """
     _require("onnxruntime", "scipy")
     providers = (provider,) if isinstance(provider, str) else tuple(provider)
-    settings = Settings(threads, providers, level, seconds, width, dict(dim or {}), seed)
+    levels = (level,) if isinstance(level, str) else tuple(level)
+    settings = [Settings(threads, providers, each, seconds, width, dict(dim or {}), seed) for each in levels]
     sizes: list[int | None] = [batch] if batch is None or isinstance(batch, int) else list(batch)
     before = load()
     with TemporaryDirectory(prefix="bnfold-bench-", ignore_cleanup_errors=True) as name:
@@ -68,11 +70,13 @@ def bench(
         compared = gathered(models, folder)
         npz = _npz(inputs, folder / "inputs.npz")
         cases = []
-        for index, size in enumerate(sizes):
-            measured = Measurement(compared, settings, size, npz, folder, _part(progress, index, len(sizes)))
+        for index, (chosen, size) in enumerate(wanted := list(product(settings, sizes))):
+            part = _part(progress, index, len(wanted))
+            measured = Measurement(compared, chosen, size, npz, folder, part)
             cases.append(measured.case(profile=profile))
-    chosen = asdict(settings) | {"inputs": None if npz is None else str(npz)}
-    return BenchReport(compared, cases, environment(before, measured.onnxruntime), chosen)
+    given = {"level": levels[0] if len(levels) == 1 else list(levels), "inputs": npz and str(npz)}
+    where = environment(before, measured.onnxruntime)
+    return BenchReport(compared, cases, where, asdict(measured.settings) | given)
 
 
 def _part(progress: Progress, index: int, count: int) -> Progress:

@@ -52,7 +52,8 @@ def draw(report: BenchReport, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, 2, squeeze=False)
     for (left, right), case in zip(panels, report.cases, strict=True):
-        title = "" if len(report.cases) == 1 else f" · batch {case.batch}"
+        where = report.where(case)
+        title = where and f" · {where}"
         _ratios(left, case, title)
         _times(right, case, title)
     with files.staged(path) as temporary:

@@ -33,7 +33,8 @@ def tables(report: BenchReport) -> list[Table]:
     """Times of a run; loading, size and memory; and time by operator where a profile was made."""
     made = []
     for case in report.cases:
-        title = f", {_where(report, case).rstrip(': ')}" if len(report.cases) > 1 else ""
+        where = report.where(case)
+        title = where and f", {where}"
         made += [_runs(case, title), _resources(report, case, title)]
         if case.operators is not None:
             made.append(_operators(case, title))
@@ -123,14 +124,16 @@ def _machine(report: BenchReport) -> str:
 def _settings(report: BenchReport) -> str:
     chosen = report.settings
     threads = chosen["threads"]
+    levels = [chosen["level"]] if isinstance(chosen["level"], str) else chosen["level"]
     return (
-        f"{threads} thread{_s(threads)}, optimization level {chosen['level']}, "
+        f"{threads} thread{_s(threads)}, optimization level{_s(len(levels))} {', '.join(levels)}, "
         f"{' then '.join(chosen['provider'])}, seed {chosen['seed']}."
     )
 
 
 def _where(report: BenchReport, case: Case) -> str:
-    return f"batch {case.batch}: " if len(report.cases) > 1 else ""
+    where = report.where(case)
+    return where and f"{where}: "
 
 
 def _ms(seconds: float) -> str:
