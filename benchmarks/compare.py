@@ -16,7 +16,9 @@ import argparse
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from itertools import count
 
 import peers
 from comparison import data, page, timing
@@ -33,7 +35,8 @@ def main() -> None:
     )
     parser.add_argument("step", nargs="?", choices=["prepare", "measure", "page", "all"], default="all")
     parser.add_argument("--only", default="*", metavar="GLOB", help="only models of these names")
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds for each model and level")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for each model and level")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to prepare at a time")
     parser.add_argument("--again", action="store_true", help="measure what has been measured before")
     parser.add_argument("--here", metavar="NAME", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -43,7 +46,8 @@ def main() -> None:
         return
     if asked.again:
         for record in WORK.glob("*/latency-*.json"):
-            record.unlink()
+            if fnmatchcase(record.parent.name, asked.only):
+                record.unlink()
     if asked.step in ("prepare", "measure", "all"):
         chosen = [each for each in subjects(WORK / "models") if fnmatchcase(each.name, asked.only)]
         steps = ["prepare", "measure"] if asked.step == "all" else [asked.step]
@@ -55,14 +59,18 @@ def main() -> None:
 
 
 def _each(step: str, chosen: list[Subject], asked: argparse.Namespace) -> None:
-    """One process for each model: what crashes there stops only that model."""
-    start = time.monotonic()
-    for index, subject in enumerate(sorted(chosen, key=lambda each: each.path.stat().st_size), 1):
-        print(f"{step} {index} of {len(chosen)}: {subject.name}", flush=True)
+    """One process for each model, the smallest first: what crashes there stops only that model."""
+    start, done = time.monotonic(), count(1)
+
+    def one(subject: Subject) -> None:
         here = [sys.executable, __file__, step, "--here", subject.name, "--budget", str(asked.budget)]
         ran = subprocess.run(here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        print(f"{step} {next(done)} of {len(chosen)}: {subject.name}", flush=True)
         if ran.returncode:
             print(f"  failed: {(ran.stderr.strip().splitlines() or [ran.returncode])[-1]}", flush=True)
+
+    with ThreadPoolExecutor(asked.jobs if step == "prepare" else 1) as pool:
+        list(pool.map(one, sorted(chosen, key=lambda each: each.path.stat().st_size)))
     print(f"{step}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 
@@ -70,10 +78,10 @@ def _here(step: str, subject: Subject, budget: float) -> None:
     """One step for one model, in this process."""
     shop = Workshop(subject, WORK / subject.name)
     variants = shop.variants()
-    shop.once("peaks", lambda: timing.peaks(shop, variants))
+    timing.peaks(shop, variants)
     if step == "measure":
         for level in LEVELS:
-            timing.once(shop, variants, level, budget if level == "all" else budget / 2)
+            timing.latency(shop, variants, level, budget if level == "all" else budget / 2)
 
 
 if __name__ == "__main__":

@@ -46,21 +46,22 @@ def _model(folder: Path, subject: Subject) -> Data | None:
     record = folder / "variants.json"
     if not record.exists():
         return None
-    latency = {level: _read(folder / f"latency-{level}.json", {}) for level in LEVELS}
-    for each in latency.values():
-        each.pop("key")
+    latency = {level: _read(folder / f"latency-{level}.json") for level in LEVELS}
     return {
         "name": subject.name,
         "group": subject.group,
         "about": subject.about,
         "variants": {each.pop("name"): each for each in _read(record)["variants"]},
-        "peaks": _read(folder / "peaks.json", {}),
+        "peaks": _read(folder / "peaks.json"),
         "latency": latency,
     }
 
 
-def _read(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+def _read(path: Path) -> Data:
+    """What is kept in a file, but for its key; nothing if there is none."""
+    found: Data = json.loads(path.read_text()) if path.exists() else {}
+    found.pop("key", None)
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -100,7 +100,7 @@ def _cells_of_patterns(data: Data) -> dict[str, Any]:
     names = [ORIGINAL, *PEERS, BNFOLD]
     models = [each for each in data["models"] if each["group"] == "pattern" and each["latency"].get("all")]
     cells = [[None if _bad(model, name) else to_floor(model, name) for name in names] for model in models]
-    return {"patterns": [each["name"] for each in models], "optimizers": names, "cells": cells}
+    return models and {"patterns": [each["name"] for each in models], "optimizers": names, "cells": cells}
 
 
 def _patterns(seen: dict[str, Any]) -> Any:

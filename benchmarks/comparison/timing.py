@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +26,36 @@ _PATIENCE = 3.0
 _FEWEST_LOADS, _MOST_LOADS = 6, 18
 
 
-def once(shop: Workshop, variants: list[Variant], level: str, seconds: float) -> None:
+def latency(shop: Workshop, variants: list[Variant], level: str, seconds: float) -> None:
     """Measure, unless the same graphs have been measured in the same way."""
-    record = shop.folder / f"latency-{level}.json"
-    key = {each.name: each.executed and each.executed[level] for each in variants} | {"seconds": seconds}
-    if record.exists() and json.loads(record.read_text())["key"] == key:
-        return
-    before = load()
-    found = measure(shop, variants, level, seconds)
-    if level == "all":
-        found["loads"] = _loads(shop, variants, seconds / 3)
-    record.write_text(json.dumps({"key": key, "load": [before, load()], **found}))
+
+    def make() -> dict[str, Any]:
+        before = load()
+        found = measure(shop, variants, level, seconds)
+        if level == "all":
+            found["loads"] = _loads(shop, variants, seconds / 3)
+        return {"load": [before, load()], **found}
+
+    shop.once(f"latency-{level}", _digests(variants, level) | {"seconds": seconds}, make)
+
+
+def peaks(shop: Workshop, variants: list[Variant]) -> None:
+    """Bytes by which loading and running each variant raises the peak memory of a fresh process."""
+    chosen, role_of = _distinct(variants, "off")
+
+    def make() -> dict[str, int | None]:
+        with TemporaryDirectory() as folder:
+            job = _job(shop, chosen, folder)
+            with child(job) as line:
+                line.ask("prepare", inputs=str(shop.inputs.resolve()), batch=None, dim={}, seed=0)
+            found = [_peak(job, index) for index in range(len(chosen))]
+        return {name: found[role] for name, role in role_of.items()}
+
+    shop.once("peaks", _digests(variants, "off"), make)
+
+
+def _digests(variants: list[Variant], level: str) -> dict[str, Any]:
+    return {each.name: each.executed and each.executed[level] for each in variants}
 
 
 def measure(shop: Workshop, variants: list[Variant], level: str, seconds: float) -> dict[str, Any]:
@@ -132,17 +150,6 @@ def _loads(shop: Workshop, variants: list[Variant], seconds: float) -> dict[str,
         }
         for name, role in role_of.items()
     }
-
-
-def peaks(shop: Workshop, variants: list[Variant]) -> dict[str, int | None]:
-    """Bytes by which loading and running each variant raises the peak memory of a fresh process."""
-    chosen, role_of = _distinct(variants, "off")
-    with TemporaryDirectory() as folder:
-        job = _job(shop, chosen, folder)
-        with child(job) as line:
-            line.ask("prepare", inputs=str(shop.inputs.resolve()), batch=None, dim={}, seed=0)
-        found = [_peak(job, index) for index in range(len(chosen))]
-    return {name: found[role] for name, role in role_of.items()}
 
 
 def _peak(job: Job, index: int) -> int | None:

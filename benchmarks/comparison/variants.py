@@ -90,17 +90,15 @@ class Workshop:
             if known["key"] == key:
                 return [Variant(**each) for each in known["variants"]]
         self.folder.mkdir(parents=True, exist_ok=True)
-        for outdated in self.folder.glob("*.json"):
-            outdated.unlink()
         made = [self._checked(each) for each in self._make()]
         record.write_text(json.dumps({"key": key, "variants": [asdict(each) for each in made]}))
         return made
 
-    def once(self, name: str, make: Callable[[], Any]) -> None:
-        """Keep what ``make`` returns beside the variants, until these are made anew."""
+    def once(self, name: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> None:
+        """Keep what ``make`` returns beside the variants, for as long as the key stays the same."""
         record = self.folder / f"{name}.json"
-        if not record.exists():
-            record.write_text(json.dumps(make()))
+        if not record.exists() or json.loads(record.read_text()).pop("key", None) != key:
+            record.write_text(json.dumps({"key": key, **make()}))
 
     @cached_property
     def inputs(self) -> Path:
