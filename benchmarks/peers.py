@@ -37,7 +37,8 @@ def onnxoptimizer(source: str, target: str) -> None:
     import onnxoptimizer as peer
 
     model = onnx.load(source)
-    _save(peer.optimize(model, peer.get_fuse_and_elimination_passes(), fixed_point=True), target)
+    model = peer.optimize(model, peer.get_fuse_and_elimination_passes(), fixed_point=True)
+    onnx.save(model, target, save_as_external_data=_is_large(source), location=f"{Path(target).name}.data")
 
 
 def onnxsim(source: str, target: str) -> None:
@@ -143,13 +144,6 @@ def versions() -> dict[str, str]:
 def pinned() -> dict[str, str]:
     """The versions of requirements-peers.txt."""
     return dict(line.split("==") for line in REQUIREMENTS.read_text().split())
-
-
-def _save(model: object, target: str) -> None:
-    import onnx
-
-    assert isinstance(model, onnx.ModelProto)
-    onnx.save(model, target, save_as_external_data=model.ByteSize() > _LARGE, location="weights.data")
 
 
 def _offline(source: str, target: str, level: str) -> None:
