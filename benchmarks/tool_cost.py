@@ -168,35 +168,44 @@ def _most_runs(data: Data) -> int:
 
 
 def draw(data: Data, path: Path) -> None:
-    """Time against memory, a panel for each model."""
+    """A row of two panels for each model: time with its range, and memory."""
     import matplotlib
     from comparison.figures import OPTIONS, save
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(OPTIONS):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        panels = figure.subplots(1, len(data["models"]), squeeze=False)[0]
-        for axes, (title, found) in zip(panels, data["models"].items(), strict=True):
-            _panel(axes, title, found)
+        figure = Figure(figsize=(7.2, 2.3 * len(data["models"])), layout="constrained")
+        panels = figure.subplots(len(data["models"]), 2, squeeze=False, sharey="row")
+        for (left, right), (title, found) in zip(panels, data["models"].items(), strict=True):
+            times = {tool: (each["seconds"], *each["range"]) for tool, each in _ran(found)}
+            peaks = {tool: (each["peak"] / 1e6,) * 3 for tool, each in _ran(found)}
+            _panel(left, f"{title}: seconds", times)
+            _panel(right, "peak memory, MB", peaks)
         save(figure, data, path)
 
 
-def _panel(axes: Any, title: str, found: Data) -> None:
-    for tool, each in found.items():
-        if each["failure"]:
-            continue
-        ours = tool in peers.OWN
-        color = "#1b7f79" if ours else "#222222" if tool == "cp" else "#c8553d"
-        place = each["seconds"], each["peak"] / 1e6
-        axes.scatter(*place, color=color, s=22, linewidths=0, zorder=3)
-        axes.annotate(f" {tool}", place, color=color, va="bottom", fontsize=7.5)
-    axes.set(title=title, xscale="log", yscale="log", xlabel="seconds", ylabel="peak memory, MB")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.margins(0.2)
+def _ran(found: Data) -> list[tuple[str, Data]]:
+    return [(tool, each) for tool, each in found.items() if not each["failure"]]
+
+
+def _panel(axes: Any, title: str, lanes: dict[str, tuple[float, float, float]]) -> None:
+    """A lane for each tool, the first on top: its value, and the range of its runs."""
+    places = {tool: len(lanes) - index for index, tool in enumerate(lanes)}
+    for tool, (value, low, high) in lanes.items():
+        color = "#1b7f79" if tool in peers.OWN else "#222222" if tool == "cp" else "#c8553d"
+        axes.hlines(places[tool], low, high, color=color, lw=4, alpha=0.3)
+        axes.scatter(value, places[tool], color=color, s=22, linewidths=0, zorder=3)
+        shown = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+        axes.annotate(f"  {shown}", (high, places[tool]), color=color, va="center", fontsize=7.5)
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.margins(x=0.15)
     axes.grid(color="#eeeeee", lw=0.6)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, which="both")
 
 
 if __name__ == "__main__":

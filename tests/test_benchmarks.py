@@ -17,8 +17,8 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import tool_cost
 import twin
-from comparison import claims, data, executed, figures, page, patterns
-from comparison.variants import BNFOLD, PEERS
+from comparison import claims, data, executed, figures, page, patterns, results
+from comparison.variants import BNFOLD
 from processes import run
 
 
@@ -100,27 +100,25 @@ def test_process_is_measured_and_its_failure_told(tmp_path: Path) -> None:
     assert "stopped" in run([*python, "import time; time.sleep(60)"], tmp_path, 0.5).failure
 
 
-def _model(name: str, times: dict[str, float], remaining: int = 1, wrong: str = "") -> data.Data:
+def _model(name: str, times: dict[str, float], wrong: str = "") -> data.Data:
     """A network's results, made up: its variants' times in units of the floor's."""
 
-    def interval(ratio: float) -> data.Data:
-        return {"low": ratio * 0.99, "estimate": ratio, "high": ratio * 1.01, "pairs": 12}
+    def interval(ratio: float) -> list[float]:
+        return [ratio * 0.99, ratio, ratio * 1.01]
 
-    def variant(each: str) -> data.Data:
-        return {"failure": "", "wrong": each == wrong, "remaining": remaining, "operators": {"Conv": 1}}
+    def against(mine: float, other: float) -> tuple[list[float], str]:
+        return interval(mine / other), "slower" if mine > 1.05 * other else "faster"
 
-    against = [
-        {"name": mine, "against": peer, "ratio": interval(times[mine] / times[peer])}
-        | {"verdict": "slower" if times[mine] > 1.05 * times[peer] else "faster"}
-        for peer in PEERS
-        for mine in (BNFOLD, f"{peer} → bnfold")
-        if peer in times and mine in times
-    ]
-    found = {each: {"ratio": interval(value), "seconds": value} for each, value in times.items()}
-    found["twin"] = {"ratio": None, "seconds": 1.0}
-    variants = {each: variant(each) for each in found}
-    latency = {"all": {"variants": found, "comparisons": against}}
-    return {"name": name, "group": "digits", "variants": variants, "latency": latency}
+    known = {"failure": "", "remaining": 1, "operators": {"Conv": 1}}
+    seconds = [1.0, *times.values()]
+    pairs = [(i, j) for i in range(len(seconds)) for j in range(len(seconds)) if i != j]
+    found = {
+        "roles": {each: role for role, each in enumerate(["twin", *times])},
+        "ratios": [interval(each) for each in seconds],
+        "compared": {f"{i}/{j}": against(seconds[i], seconds[j]) for i, j in pairs},
+    }
+    variants = {each: known | {"wrong": each == wrong} for each in times}
+    return {"name": name, "group": "digits", "variants": variants, "latency": {"all": found}}
 
 
 def test_statements_hold_or_not() -> None:
@@ -138,4 +136,4 @@ def test_losses_are_shown_and_wrong_results_are_no_competition() -> None:
     assert len(list(claims.losses({"models": lost}))) == 1
     wrong = [_model("a", {"onnxsim": 1.0, "onnxslim": 1.5, BNFOLD: 1.3}, wrong="onnxsim")]
     assert list(claims.losses({"models": wrong})) == []
-    assert claims.best_peer(wrong[0]) == "onnxslim"
+    assert results.Result(wrong[0]).best_peer() == "onnxslim"

@@ -51,10 +51,16 @@ def _model(folder: Path, subject: Subject) -> Data | None:
         "name": subject.name,
         "group": subject.group,
         "about": subject.about,
-        "variants": {each.pop("name"): each for each in _read(record)["variants"]},
+        "variants": {each["name"]: _shown(each) for each in _read(record)["variants"]},
         "peaks": _read(folder / "peaks.json"),
         "latency": latency,
     }
+
+
+def _shown(variant: Data) -> Data:
+    """What pages show or claims are made of."""
+    left = {"name", "executed"} if "→" not in variant["name"] else {"name", "executed", "operators"}
+    return {key: value for key, value in variant.items() if key not in left}
 
 
 def _read(path: Path) -> Data:
@@ -67,7 +73,7 @@ def _read(path: Path) -> Data:
 def _rounded(value: Any) -> Any:
     """With as many digits as mean something."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.4g}")
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value

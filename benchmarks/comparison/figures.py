@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .claims import best_peer, networks, to_floor
 from .data import Data
+from .results import Ratio, results
 from .variants import BNFOLD, ORIGINAL, PEERS
 
 _INK, _GREY, _OTHER, _OURS = "#222222", "#9a9a9a", "#c8553d", "#1b7f79"
@@ -36,21 +36,14 @@ def is_current(data: Data, path: Path) -> bool:
 
 
 def _rows_of_networks(data: Data) -> list[dict[str, Any]]:
-    """Interval of the original, of the fastest other optimizer and of bnfold, the slowest original first."""
+    """Interval of the original, of the fastest other optimizer and of bnfold, the most to gain last."""
     rows = []
-    for model in networks(data):
-        peer = best_peer(model)
-        if peer is None:
-            continue
-        found = model["latency"]["all"]["variants"]
-        rows.append(
-            {"name": model["name"], "peer": peer}
-            | {
-                key: found[name]["ratio"]
-                for key, name in (("original", ORIGINAL), ("best", peer), ("ours", BNFOLD))
-            }
-        )
-    return sorted(rows, key=lambda row: (_estimate(row["best"]), _estimate(row["original"])))
+    for model in results(data):
+        peer = model.best_peer()
+        if model.is_network and peer is not None:
+            kinds = {"original": ORIGINAL, "best": peer, "ours": BNFOLD}
+            rows.append({"name": model.name, **{key: model.to_floor(name) for key, name in kinds.items()}})
+    return sorted(rows, key=lambda row: (row["best"][1], row["original"][1]))
 
 
 def _networks(rows: list[dict[str, Any]]) -> Any:
@@ -66,7 +59,7 @@ def _networks(rows: list[dict[str, Any]]) -> Any:
     )
     for offset, (key, color, label) in zip((0.18, 0.0, -0.18), kinds, strict=True):
         places = [place + offset for place in range(len(rows))]
-        values = [_estimate(row[key]) for row in rows]
+        values = [row[key][1] for row in rows]
         axes.hlines(
             places, *zip(*(_ends(row[key]) for row in rows), strict=True), color=color, lw=1.1, alpha=0.7
         )
@@ -98,9 +91,9 @@ def _ratio_axis(axes: Any) -> None:
 def _cells_of_patterns(data: Data) -> dict[str, Any]:
     """Ratio to the floor for each pattern and optimizer; None where it failed or is wrong."""
     names = [ORIGINAL, *PEERS, BNFOLD]
-    models = [each for each in data["models"] if each["group"] == "pattern" and each["latency"].get("all")]
-    cells = [[None if _bad(model, name) else to_floor(model, name) for name in names] for model in models]
-    return models and {"patterns": [each["name"] for each in models], "optimizers": names, "cells": cells}
+    models = [each for each in results(data) if not each.is_network and each.estimate(ORIGINAL)]
+    cells = [[each.estimate(name) if each.is_sound(name) else None for name in names] for each in models]
+    return {"patterns": [each.name for each in models], "optimizers": names, "cells": cells} if models else {}
 
 
 def _patterns(seen: dict[str, Any]) -> Any:
@@ -146,15 +139,6 @@ def digest(seen: Any) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _bad(model: Data, name: str) -> bool:
-    variant = model["variants"].get(name)
-    return variant is None or bool(variant["failure"]) or variant["wrong"]
-
-
-def _estimate(ratio: Data | None) -> float:
-    return 1.0 if ratio is None else float(ratio["estimate"])
-
-
-def _ends(ratio: Data | None) -> tuple[float, float]:
-    known = ratio is not None and ratio["low"] is not None
-    return (ratio["low"], ratio["high"]) if known and ratio else (_estimate(ratio),) * 2
+def _ends(ratio: Ratio) -> tuple[float | None, float | None]:
+    low, estimate, high = ratio
+    return (estimate, estimate) if low is None else (low, high)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
+from statistics import median
 
 from . import figures
-from .claims import failures, losses, statements, to_floor
+from .claims import failures, losses, statements
 from .data import Data
-from .variants import BNFOLD, ORIGINAL, PEERS, TWIN
+from .results import Result, results
+from .variants import BNFOLD, ORIGINAL, PEERS, TWIN, then_bnfold
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE, DETAILS, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks", DOCS / "figures"
@@ -42,12 +45,10 @@ def summary(data: Data) -> str:
 
 def details(data: Data) -> dict[str, str]:
     """The pages with every number: one for the networks, one for the patterns."""
-    kinds = {"networks.md": ("Networks", False), "patterns.md": ("Patterns", True)}
+    models = results(data)
     return {
-        name: "\n".join(
-            _details(title, [each for each in data["models"] if (each["group"] == "pattern") is wanted])
-        )
-        for name, (title, wanted) in kinds.items()
+        "networks.md": "\n".join(_details("Networks", [each for each in models if each.is_network])),
+        "patterns.md": "\n".join(_details("Patterns", [each for each in models if not each.is_network])),
     }
 
 
@@ -57,55 +58,52 @@ def _summary(data: Data) -> Iterator[str]:
         yield f"- {statement}"
     figure = "Every network as it is, under its fastest other optimizer, and under bnfold"
     yield f"\n![{figure}](figures/networks.svg)\n"
-    groups = {each["group"]: None for each in data["models"] if each["group"] != "pattern"}
-    for group in groups:
+    networks = [each for each in results(data) if each.is_network]
+    for group in dict.fromkeys(each.data["group"] for each in networks):
         yield f"**{group[0].upper()}{group[1:]}**, time of a run over that of the floor, as deployed:\n"
-        yield from _ratios([each for each in data["models"] if each["group"] == group])
+        yield from _ratios([each for each in networks if each.data["group"] == group])
         yield ""
     yield "### Patterns\n"
     yield "Small nets that repeat one pattern ([patterns.md](benchmarks/patterns.md) has every number).\n"
     yield "![Time over that of the floor, by pattern and optimizer](figures/patterns.svg)\n"
-    patterns = [each for each in data["models"] if each["group"] == "pattern"]
+    patterns = [each.data for each in results(data) if not each.is_network]
     yield from _table(["pattern", "what it is"], ([each["name"], each["about"]] for each in patterns))
     yield "\n### Where bnfold loses\n"
     lost = [f"- {each}." for each in losses(data)]
     yield from lost or ["Nowhere beyond the noise floor."]
     yield "\n### What failed or is wrong\n"
-    failed = list(failures(data))
-    yield from (
-        _table(["model", "optimizer", "what happened"], (map(_plain, each) for each in failed))
-        if failed
-        else ["Nothing."]
-    )
+    failed = [map(_plain, each) for each in failures(data)]
+    yield from _table(["model", "optimizer", "what happened"], failed) if failed else ["Nothing."]
     yield ""
     yield _place(data)
 
 
-def _ratios(models: list[Data]) -> Iterator[str]:
-    def row(model: Data) -> Iterator[str]:
-        yield model["name"]
-        floor = model["latency"].get("all", {}).get("variants", {}).get(TWIN)
-        yield "" if floor is None else f"{floor['seconds'] * 1e3:.3g} ms"
+def _ratios(models: list[Result]) -> Iterator[str]:
+    def row(model: Result) -> Iterator[str]:
+        yield model.name
+        floor = model.floor_seconds()
+        yield "" if floor is None else f"{floor * 1e3:.3g} ms"
         yield from (_ratio(model, name) for name in _COLUMNS)
+        best = model.best_peer()
+        yield "" if best is None else _ratio(model, then_bnfold(best))
 
-    yield from _table(["model", "floor", *_COLUMNS], map(row, models))
+    yield from _table(["model", "floor", *_COLUMNS, "fastest other → bnfold"], map(row, models))
 
 
-def _ratio(model: Data, name: str, level: str = "all") -> str:
-    variant = model["variants"].get(name)
-    if variant is None or variant["failure"]:
+def _ratio(model: Result, name: str, level: str = "all") -> str:
+    if model.variant(name) is None:
         return "failed"
-    found = to_floor(model, name, level)
+    found = model.estimate(name, level)
     text = "" if found is None else f"{found:.2f}"
-    return f"{text} wrong".strip() if variant["wrong"] else text
+    return text if name == TWIN or model.is_sound(name) else f"{text} wrong".strip()
 
 
-def _details(title: str, models: list[Data]) -> Iterator[str]:
+def _details(title: str, models: list[Result]) -> Iterator[str]:
     yield f"# {title}: every number\n"
     yield _LEGEND
     for model in models:
-        yield f"## {model['name']}\n"
-        yield f"{model['group']}{': ' if model['about'] else ''}{model['about']}\n"
+        yield f"## {model.name}\n"
+        yield f"{': '.join(filter(None, (model.data['group'], model.data['about'])))}\n"
         header = [
             "",
             "left",
@@ -123,18 +121,18 @@ def _details(title: str, models: list[Data]) -> Iterator[str]:
         yield ""
 
 
-def _row(model: Data, name: str) -> Iterator[str]:
-    variant = model["variants"].get(name)
+def _row(model: Result, name: str) -> Iterator[str]:
+    variant = model.variant(name)
     yield name
-    if variant is None or variant["failure"]:
+    if variant is None:
         yield from ("failed", *[""] * 9)
         return
-    load = model["latency"].get("all", {}).get("loads", {}).get(name)
-    peak = model["peaks"].get(name)
+    load = model.data["latency"].get("all", {}).get("loads", {}).get(name)
+    peak = model.data["peaks"].get(name)
     yield f"{variant['batch_norms']} + {variant['affine']} ({variant['remaining']})"
     yield str(variant["nodes"])
     yield from (_ratio(model, name, level) for level in ("all", "off"))
-    yield "" if load is None else f"{load['seconds'] * 1e3:.3g} ms"
+    yield "" if load is None else f"{load * 1e3:.3g} ms"
     yield f"{variant['bytes'] / _MEGABYTE:.3g} MB"
     yield "" if peak is None else f"{peak / _MEGABYTE:.0f} MB"
     yield "" if variant["error"] is None else f"{variant['error']:.0e}{' wrong' if variant['wrong'] else ''}"
@@ -144,24 +142,14 @@ def _row(model: Data, name: str) -> Iterator[str]:
 
 def _place(data: Data) -> str:
     where, versions = data["environment"], ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-    loads = [
-        level["load"] for model in data["models"] for level in model["latency"].values() if level.get("load")
-    ]
-    busiest = max((max(each) for each in loads), default=0)
-    floors = sorted(
-        max(1 / control["low"], control["high"]) - 1
-        for model in data["models"]
-        for level in model["latency"].values()
-        if (control := level.get("control")) and control["low"] is not None
-    )
-    noise = (
-        f"; the floor against itself differed by {floors[len(floors) // 2]:.1%} at the median"
-        if floors
-        else ""
-    )
+    runs = [level for model in data["models"] for level in model["latency"].values() if level]
+    busiest = max((load for each in runs for load in each["load"] if load is not None), default=0.0)
+    floors = [max(1 / low, high) - 1 for low, _, high in (each["control"] for each in runs) if low]
+    noise = median(floors) if floors else inf
     return (
         f"{where['cpu']}, {where['cores']} cores, {where['system']}, one thread; load average up to "
-        f"{busiest:g} while measuring{noise}. Versions: {versions}."
+        f"{busiest:g} while measuring; the interval of the floor against itself reached {noise:.1%} from 1 "
+        f"in the median of {len(runs)} runs. Versions: {versions}."
     )
 
 

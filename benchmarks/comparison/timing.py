@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +17,8 @@ from bnfold.latency.report import Case
 from bnfold.latency.samples import Samples
 from bnfold.latency.statistics import judge, median_ratio
 
-from .variants import BNFOLD, ORIGINAL, PEERS, TWIN, Variant, Workshop, then_bnfold
+from .results import SAME, Ratio, ends
+from .variants import BNFOLD, TWIN, Variant, Workshop
 
 Roles = dict[str, int]
 
@@ -62,21 +62,23 @@ def measure(shop: Workshop, variants: list[Variant], level: str, seconds: float)
     """Measure every graph that is executed once, for all variants that come to it.
 
     Returns:
-        For each variant its ratio to the floor and its time; and the comparisons that claims are made of,
-        each with its verdict.
+        Which of these graphs (its role) each variant executes, the ratio of each to the floor, and those that
+        claims are made of to each other, with a verdict.
     """
-    chosen, role_of = _distinct(variants, level)
+    chosen, roles = _distinct(variants, level)
     case = _case(shop, chosen, level, seconds)
     if not case.control.known:  # too slow for enough session pairs
         case = _case(shop, chosen, level, _PATIENCE * seconds)
-    pairs = [(name, against) for name, against in _claims() if {name, against} <= {*role_of}]
+    ours = {role for name, role in roles.items() if BNFOLD in name}
+    pairs = [(mine, other) for mine in sorted(ours) for other in range(len(chosen)) if mine != other]
     return {
-        "executed": chosen,
         "pairs": len(case.samples.blocks),
         "stopped": case.stopped,
-        "control": case.control.to_dict(),
-        "variants": {name: _numbers(case, role) for name, role in role_of.items()},
-        "comparisons": [_compared(case, *pair, role_of) for pair in pairs],
+        "control": ends(case.control),
+        "seconds": float(np.median(case.samples.runs[0])),
+        "roles": roles,
+        "ratios": [SAME, *(ends(case.samples.time(role)) for role in range(1, len(chosen)))],
+        "compared": {f"{mine}/{other}": _compared(case, mine, other) for mine, other in pairs},
     }
 
 
@@ -91,48 +93,19 @@ def _case(shop: Workshop, names: list[str], level: str, seconds: float) -> Case:
 def _distinct(variants: list[Variant], level: str) -> tuple[list[str], Roles]:
     """One name for each graph that is executed, the twin's first; and which of them each variant's is."""
     runs = sorted((each for each in variants if each.executed), key=lambda each: each.name != TWIN)
-    roles: Roles = {}
-    for each in runs:
-        roles.setdefault(_executed(each, level), len(roles))
-    role_of = {each.name: roles[_executed(each, level)] for each in runs}
-    return [
-        next(name for name, role in role_of.items() if role == index) for index in roles.values()
-    ], role_of
+    graphs = [each.executed[level] for each in runs if each.executed]
+    first = list(dict.fromkeys(graphs))
+    roles = {each.name: first.index(graph) for each, graph in zip(runs, graphs, strict=True)}
+    return [runs[graphs.index(graph)].name for graph in first], roles
 
 
-def _executed(variant: Variant, level: str) -> str:
-    assert variant.executed is not None
-    return variant.executed[level]
-
-
-def _claims() -> Iterator[tuple[str, str]]:
-    yield BNFOLD, ORIGINAL
-    for peer in PEERS:
-        yield BNFOLD, peer
-        yield then_bnfold(peer), peer
-
-
-def _numbers(case: Case, role: int) -> dict[str, Any]:
-    """Time of a run and its ratio to the floor, which is None for the floor itself."""
-    ratio = case.samples.time(role).to_dict() if role else None
-    return {"ratio": ratio, "seconds": float(np.median(case.samples.runs[role]))}
-
-
-def _compared(case: Case, name: str, against: str, role_of: Roles) -> dict[str, Any]:
-    mine, theirs = role_of[name], role_of[against]
-    if mine == theirs:
-        return {"name": name, "against": against, "ratio": None, "verdict": "the same graph is executed"}
-    logs = [float(np.median(np.log(blocks[:, mine] / blocks[:, theirs]))) for blocks in case.samples.blocks]
+def _compared(case: Case, mine: int, other: int) -> tuple[Ratio, str]:
+    logs = [float(np.median(np.log(blocks[:, mine] / blocks[:, other]))) for blocks in case.samples.blocks]
     ratio = median_ratio(logs)
-    return {
-        "name": name,
-        "against": against,
-        "ratio": ratio.to_dict(),
-        "verdict": judge(ratio, case.control).value,
-    }
+    return ends(ratio), judge(ratio, case.control).value
 
 
-def _loads(shop: Workshop, variants: list[Variant], seconds: float) -> dict[str, Any]:
+def _loads(shop: Workshop, variants: list[Variant], seconds: float) -> dict[str, float]:
     """Seconds to create a session, which optimizes the graph: so every different file counts."""
     chosen, role_of = _distinct(variants, "off")
     samples, start = Samples(), time.monotonic()
@@ -143,13 +116,8 @@ def _loads(shop: Workshop, variants: list[Variant], seconds: float) -> dict[str,
         ):
             seed = f"loads/{len(samples.loads)}"
             samples.add(**line.ask("pair", seed=seed, runs=1, lead=0, blocks=0))
-    return {
-        name: {
-            "ratio": samples.load(role).to_dict() if role else None,
-            "seconds": float(np.median([each[role] for each in samples.loads])),
-        }
-        for name, role in role_of.items()
-    }
+    medians = np.median(samples.loads, axis=0)
+    return {name: float(medians[role]) for name, role in role_of.items()}
 
 
 def _peak(job: Job, index: int) -> int | None:
