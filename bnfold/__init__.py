@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bnfold.branches.merge import MergeBranchesPass
     from bnfold.core.reasons import Reason
     from bnfold.errors import (
         BnfoldError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from bnfold.folding import FoldPass, FoldResult, fold
     from bnfold.inference import to_inference
     from bnfold.latency import BenchReport, bench
+    from bnfold.pruning.prune import PruneDeadChannelsPass
     from bnfold.report import Report
     from bnfold.statistics.check import stats
     from bnfold.statistics.recalibration import Recalibration, recalibrate, unfold
@@ -34,9 +36,11 @@ if TYPE_CHECKING:
 _HOME = {
     "BenchReport": "bnfold.latency",
     "FoldPass": "bnfold.folding",
+    "MergeBranchesPass": "bnfold.branches.merge",
     "FoldResult": "bnfold.folding",
     "bench": "bnfold.latency",
     "fold": "bnfold.folding",
+    "PruneDeadChannelsPass": "bnfold.pruning.prune",
     "Reason": "bnfold.core.reasons",
     "Recalibration": "bnfold.statistics.recalibration",
     "Report": "bnfold.report",
@@ -66,8 +70,10 @@ __all__ = [
     "FoldResult",
     "InputsError",
     "InvalidModelError",
+    "MergeBranchesPass",
     "MissingDependencyError",
     "OutputError",
+    "PruneDeadChannelsPass",
     "Reason",
     "Recalibration",
     "Report",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
@@ -19,16 +18,16 @@ from onnx_ir.passes import InPlacePass, PassResult
 from bnfold import files
 from bnfold.core.engine import Engine, Fold, Progress
 from bnfold.core.functions import inline_where_it_helps
-from bnfold.core.view import View, name_of
-from bnfold.errors import InvalidModelError, SelectionError, UnreadableModelError, VerificationError
+from bnfold.core.view import View
+from bnfold.errors import InvalidModelError, UnreadableModelError, VerificationError
 from bnfold.inference import to_inference as convert
 from bnfold.report import Report
+from bnfold.selection import Patterns, Selection
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 ModelLike: TypeAlias = Union[str, os.PathLike[str], onnx.ModelProto, ir.Model, "ONNXProgram"]
-Patterns = str | Sequence[str] | None
 Inputs = str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None
 
 
@@ -61,8 +60,7 @@ class FoldPass(InPlacePass):
         progress: Progress = lambda done, total: None,
     ) -> None:
         super().__init__()
-        self.only = _patterns(only)
-        self.skip = _patterns(skip)
+        self.selection = Selection(only, skip)
         self.freeze_initializers = freeze_initializers
         self.portable = portable
         self.to_inference = to_inference
@@ -79,9 +77,9 @@ class FoldPass(InPlacePass):
             UnsupportedModelError: with ``to_inference``, something reads the statistics of a batch.
         """
         started, before = time.perf_counter(), files.constant_bytes(model)
-        self._check_selection(model)
+        self.selection.check(model)
         converted = convert(model) if self.to_inference else 0
-        frozen = self.freeze_initializers and _freeze(model)
+        frozen = self.freeze_initializers and freeze(model)
         inlined = inline_where_it_helps(model, lambda trial: self._run(trial, portable=True).touched)
         engine = self._run(model, self.portable, self.progress)
         self.report, self.folds = engine.report, engine.folds
@@ -91,28 +89,11 @@ class FoldPass(InPlacePass):
         return PassResult(model, self.report.changed or frozen)
 
     def _run(self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None) -> Engine:
-        engine = Engine(View(model, self._chosen(), portable), progress)
+        engine = Engine(View(model, self.selection.chosen, portable), progress)
         # What overflows float64 is refused where it would be stored.
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             engine.run()
         return engine
-
-    def _chosen(self) -> Callable[[str], bool]:
-        def chosen(name: str) -> bool:
-            wanted = not self.only or any(fnmatchcase(name, glob) for glob in self.only)
-            return wanted and not any(fnmatchcase(name, glob) for glob in self.skip)
-
-        return chosen
-
-    def _check_selection(self, model: ir.Model) -> None:
-        functions = [node for function in model.functions.values() for node in function]
-        names = [name_of(node) for node in (*(n for graph in model.graphs() for n in graph), *functions)]
-        for option, globs in (("only", self.only), ("skip", self.skip)):
-            for glob in globs:
-                if not any(fnmatchcase(name, glob) for name in names):
-                    raise SelectionError(
-                        f"{option} {glob!r} matches no node of the model; use names from the report."
-                    )
 
 
 @dataclass(frozen=True)
@@ -145,6 +126,8 @@ def fold(
     freeze_initializers: bool = False,
     portable: bool = False,
     to_inference: bool = False,
+    merge: bool = True,
+    prune_below: float | None = 0.0,
     verify: bool = False,
     inputs: Inputs = None,
     base_dir: str | os.PathLike[str] | None = None,
@@ -160,6 +143,9 @@ def fold(
         portable: keep to rewrites that help on every runtime.
         to_inference: first let nodes in training mode use their stored statistics, which changes what the
             model computes; the report counts them, and ``verify`` compares with the model so changed.
+        merge: make one layer of linear branches that are added.
+        prune_below: remove channels with |γ/σ| up to this, which changes the outputs; with 0 those alone
+            that hold one value, None for none.
         verify: show that both models give the same outputs before returning.
         inputs: what to verify with: a ``.npz`` path or arrays by input name; random without.
         base_dir: the folder of the external data of a ``ModelProto`` that was loaded without them.
@@ -171,19 +157,25 @@ def fold(
         BnfoldError: a subclass that says what is the matter: the model cannot be read or is invalid,
             or (with ``verify``) ``VerificationError``.
     """
+    from bnfold.optimizing import OptimizePass
+    from bnfold.pruning.flatten import flatten
+
     folded = _to_ir(model, base_dir)
-    folding = FoldPass(
+    folding = OptimizePass(
         only=only,
         skip=skip,
         freeze_initializers=freeze_initializers,
         portable=portable,
         to_inference=to_inference,
+        merge=merge,
+        prune_below=prune_below,
     )
     folding(folded)
     if verify and folding.report.changed:
         original = _to_ir(model, base_dir)
         if to_inference:
             convert(original)
+        flatten(original, folding.flattened)
         _verify(original, folded, inputs)
     return FoldResult(_like(model, folded), folding.report, folded)
 
@@ -232,14 +224,10 @@ def _verify(original: ir.Model, folded: ir.Model, inputs: Inputs) -> None:
         raise VerificationError(verdict.reason, verdict)
 
 
-def _freeze(model: ir.Model) -> bool:
+def freeze(model: ir.Model) -> bool:
     """Take initializers out of the graph's inputs; before IR version 4 they have to be listed there."""
     kept = [value for value in model.graph.inputs if not value.is_initializer()]
     frozen = model.ir_version >= 4 and len(kept) < len(model.graph.inputs)
     if frozen:
         model.graph.inputs[:] = kept
     return frozen
-
-
-def _patterns(given: Patterns) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())

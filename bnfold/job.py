@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,13 +16,14 @@ import onnx_ir as ir
 
 from bnfold import files
 from bnfold.errors import OutputError, VerificationError
-from bnfold.folding import FoldPass
 from bnfold.inference import to_inference
+from bnfold.optimizing import OptimizePass
 from bnfold.provenance import provenance
+from bnfold.pruning.flatten import flatten
 from bnfold.report import Report
 
 if TYPE_CHECKING:
-    from bnfold.verification import Verdict
+    from bnfold.verification import Deviation, Verdict
 
 
 class Mode(Enum):
@@ -58,7 +59,7 @@ class Order:
     inputs: Path | None = None
     noise: bool = False
     map_file: Path | None = None
-    folding: Callable[[], FoldPass] = FoldPass
+    folding: Callable[[], OptimizePass] = OptimizePass
     say: Callable[[str], None] = lambda text: None
 
 
@@ -71,6 +72,8 @@ class Outcome:
         output: the file that was written, None if none was.
         report: what was folded.
         verdict: the proof, None if there was nothing to prove or nobody asked.
+        deviations: how far ``--prune-below`` takes each output from the original's; the proof is then
+            that nothing else does.
         bytes_before: size of the input, its external data included.
         bytes_after: size of the output, 0 if none was written.
         seconds: wall time of everything, verification included.
@@ -80,6 +83,7 @@ class Outcome:
     output: Path | None = None
     report: Report = field(default_factory=Report)
     verdict: Verdict | None = None
+    deviations: tuple[Deviation, ...] = ()
     bytes_before: int = 0
     bytes_after: int = 0
     seconds: float = 0.0
@@ -94,6 +98,7 @@ class Outcome:
             "seconds": self.seconds,
             "report": self.report.to_dict(),
             "verification": None if self.verdict is None else self.verdict.to_dict(),
+            "deviations": [each.to_dict() for each in self.deviations],
         }
 
 
@@ -117,7 +122,7 @@ def run(path: Path, order: Order) -> Outcome:
     # Before the model, which may take the input's place: nothing is replaced that has no way back.
     written = None if original is None else json.dumps(provenance(folding.folds, original, model), indent=1)
     if target is not None:
-        _deliver(path, target, model if changed else None, order, outcome, written)
+        _deliver(path, target, model if changed else None, order, outcome, written, folding.flattened)
         outcome.output = target
     else:
         _write_map(order, written)
@@ -160,7 +165,13 @@ def _target(path: Path, order: Order) -> Path:
 
 
 def _deliver(
-    path: Path, target: Path, model: ir.Model | None, order: Order, outcome: Outcome, written: str | None
+    path: Path,
+    target: Path,
+    model: ir.Model | None,
+    order: Order,
+    outcome: Outcome,
+    written: str | None,
+    flattened: Mapping[str, Sequence[int]],
 ) -> None:
     """Write what was folded (or the file as it was), proven before it takes its place."""
     if model is None and target == path:
@@ -180,17 +191,24 @@ def _deliver(
         )
         if model is not None and order.verify:
             order.say(f"verifying {target.name}")
-            _prove(path, temporary, order, outcome)
+            _prove(path, temporary, order, outcome, flattened)
         _write_map(order, written)
 
 
-def _prove(path: Path, candidate: Path, order: Order, outcome: Outcome) -> None:
+def _prove(
+    path: Path, candidate: Path, order: Order, outcome: Outcome, flattened: Mapping[str, Sequence[int]]
+) -> None:
+    """Prove the candidate equal to the original, but for what was asked for; that is measured."""
     from bnfold.verification import verify
 
     original: Path | ir.Model = path
-    if outcome.report.converted:  # asked for, and not what has to be proven
+    if outcome.report.converted or flattened:
         original = files.load(path)
-        to_inference(original)
+        if outcome.report.converted:
+            to_inference(original)
+        if flattened:
+            outcome.deviations = verify(original, candidate, inputs=order.inputs).outputs
+            flatten(original, flattened)
     outcome.verdict = verify(original, candidate, inputs=order.inputs, noise=order.noise, shared=True)
     if not outcome.verdict.ok:
         raise VerificationError(f"{path}: {outcome.verdict.reason}", outcome.verdict)

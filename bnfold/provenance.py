@@ -32,8 +32,9 @@ def provenance(
     """Every fold as JSON-ready data, and with both models also how to undo them.
 
     ``scale`` and ``shift`` are nested lists of float64 that broadcast against the folded node's
-    tensor. An old constant comes with its data (base64 of the little-endian bytes in row order), as
-    the folded model no longer holds it; a new one with the SHA-256 of its data in the model.
+    tensor; null where layers were merged (``nodes`` names them) or lost channels. An old constant comes
+    with its data (base64 of the little-endian bytes in row order), as the folded model no longer holds
+    it; a new one with the SHA-256 of its data in the model.
 
     Args:
         folds: what was folded.
@@ -135,8 +136,9 @@ def _fold(fold: Fold) -> dict[str, Any]:
     return {
         "name": fold.seed,
         "direction": fold.direction,
-        "scale": fold.affine.scale.tolist(),
-        "shift": fold.affine.shift.tolist(),
+        "scale": None if fold.affine is None else fold.affine.scale.tolist(),
+        "shift": None if fold.affine is None else fold.affine.shift.tolist(),
+        "nodes": list(fold.nodes),
         "constants": [_change(change) for change in fold.changes],
     }
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bnfold.job import Outcome
-from bnfold.report import Refusal, Report, Row
+from bnfold.report import Branches, Channels, Refusal, Report, Row
 from bnfold.wording import printable
 
 if TYPE_CHECKING:
-    from bnfold.verification import Verdict
+    from bnfold.verification import Deviation, Verdict
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,15 @@ def summary(outcome: Outcome) -> list[str]:
     if outcome.output is not None:
         sizes = f"{_bytes(outcome.bytes_before)} → {_bytes(outcome.bytes_after)}"
         lines.append(f"Wrote {printable(str(outcome.output))} ({sizes}, {outcome.seconds:.2f} s).")
+    if report.pruned and report.work_before:
+        before, after = report.work_before, report.work_after
+        lines.append(f"Dead channels took {1 - after / before:.1%} of {before:,} multiplications.")
+    if outcome.deviations:
+        largest = max(each.max_rel for each in outcome.deviations)
+        lines.append(
+            f"Taking small γ for 0 changes the outputs by up to {largest:.2g} of their largest value."
+        )
+        lines.append("That nothing else changes them is shown against the model with these γ at 0.")
     if report.constant_bytes > 0:
         lines.append(f"Shared or generated weights were written out: {_bytes(report.constant_bytes)} more.")
     if report.inlined:
@@ -64,13 +73,47 @@ def tables(outcome: Outcome, verbose: bool) -> list[Table]:
         if verbose or before.get(op, 0) != after.get(op, 0)
     ]
     made.append(Table("Nodes", ("operator", "before", "after"), counts))
+    made.append(branches(outcome.report, verbose))
+    made.append(channels(outcome.report))
     if outcome.verdict is not None:
         made.append(errors(outcome.verdict))
+    if outcome.deviations:
+        made.append(deviations(outcome.deviations, "What --prune-below changes"))
     return [table for table in made if table.rows]
+
+
+def branches(report: Report, verbose: bool) -> Table:
+    """Layers that became one; with ``verbose`` also those that stay, and why."""
+    rows = [
+        (printable(each.name), printable(each.op_type), printable_lines(_union(each)))
+        for each in report.branches
+        if each.into or verbose
+    ]
+    return Table("Branches", ("sum or layer", "operator", "what became of it"), rows)
+
+
+def channels(report: Report) -> Table:
+    """Layers whose channels hold one value: how many are gone, and why others are not."""
+    rows = [
+        (
+            printable(each.name),
+            printable(each.op_type),
+            f"{each.channels} → {each.channels - len(each.removed)}",
+            printable_lines([_numbers(each), *(_refused(refusal) for refusal in each.refusals)]),
+        )
+        for each in report.channels
+        if each.removed or each.refusals
+    ]
+    return Table("Dead channels", ("layer", "operator", "channels", "what became of them"), rows)
 
 
 def errors(verdict: Verdict) -> Table:
     """How far each output differs from the original's, against what rounding explains."""
+    return deviations(verdict.outputs, f"Outputs ({verdict.runtime})")
+
+
+def deviations(outputs: Sequence[Deviation], title: str) -> Table:
+    """How far each output differs."""
     header = ("output", "max abs", "max rel", "ulp", "bound", "noise floor", "note")
     rows = [
         (
@@ -82,9 +125,9 @@ def errors(verdict: Verdict) -> Table:
             "not measured" if each.noise is None else f"{each.noise:.2g}",
             printable(each.note),
         )
-        for each in verdict.outputs
+        for each in outputs
     ]
-    return Table(f"Outputs ({verdict.runtime})", header, rows)
+    return Table(title, header, rows)
 
 
 def markdown(table: Table) -> str:
@@ -132,6 +175,22 @@ def _fate(row: Row) -> list[str]:
     return [f"folded {row.direction} {into}{through}{leaves}{copies}"]
 
 
+def _union(each: Branches) -> list[str]:
+    stays = [_refused(refusal) for refusal in each.refusals]
+    if not each.into:
+        return ["stays", *stays]
+    what = "across" if each.kind == "across" else "in a row"
+    work = f"{each.work_before:,.0f} → {each.work_after:,.0f} multiplications and additions for each position"
+    return [f"merged {what} into {_list(each.into)}: {work}", *stays]
+
+
+def _numbers(each: Channels) -> str:
+    """Which channels are gone, and which stay though they hold one value."""
+    parts = [(each.removed, "removed"), (each.kept, "kept")]
+    said = "; ".join(f"{word} {_list([str(n) for n in numbers])}" for numbers, word in parts if numbers)
+    return f"{said} (by --prune-below: {len(each.approximate)})" if each.approximate else said
+
+
 def _refused(refusal: Refusal) -> str:
     at = refusal.node or refusal.tensor
     place = f" at {at}" if at else ""
@@ -147,7 +206,10 @@ def _count(report: Report) -> str:
     if not report.changed:
         return "nothing to fold"
     parts = [(report.folded, "folded"), (report.merged, "merged"), (report.kept, "kept")]
-    return "batch norms " + ", ".join(f"{count} {word}" for count, word in parts if count)
+    said = ", ".join(f"{count} {word}" for count, word in parts if count)
+    more = [(report.joined, "branches merged"), (report.pruned, "layers without their dead channels")]
+    whole = [f"batch norms {said}" if said else "", *(f"{count} {what}" for count, what in more if count)]
+    return ", ".join(filter(None, whole)) or "functions inlined"
 
 
 def _nodes(report: Report) -> str:

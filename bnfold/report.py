@@ -16,7 +16,7 @@ class Refusal:
     """Why a map could not go one way.
 
     Attributes:
-        direction: "read", "up", "down" or "merge".
+        direction: "read", "up", "down" or "merge"; "across" or "serial" for branches and layers.
         reason: the condition that does not hold.
         node: the node that refused, as "name (OpType)"; empty where the graph's edge did.
         tensor: the tensor in question, if the refusal is about one.
@@ -91,6 +91,66 @@ class Row:
 
 
 @dataclass
+class Branches:
+    """What became of layers that are added, or that stand in a row.
+
+    Attributes:
+        name: the sum's, or the last layer's name.
+        op_type: its operator.
+        kind: "across" or "serial"; empty where all branches stay.
+        into: the nodes that took their place, as "name (OpType)"; empty where all stay.
+        nodes: the nodes that are gone.
+        work_before: multiplications and additions for each position of the output, before.
+        work_after: the same after.
+        refusals: for each branch that stays, its tensor and the reason.
+    """
+
+    name: str
+    op_type: str
+    kind: str = ""
+    into: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    work_before: float = 0.0
+    work_after: float = 0.0
+    refusals: tuple[Refusal, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {**vars(self), "refusals": [refusal.to_dict() for refusal in self.refusals]} | {
+            "into": list(self.into),
+            "nodes": list(self.nodes),
+        }
+
+
+@dataclass
+class Channels:
+    """What became of the channels that a layer makes, where some hold one value everywhere.
+
+    Attributes:
+        name: the layer's or batch norm's name.
+        op_type: its operator.
+        channels: how many channels it made.
+        removed: which of them are gone.
+        kept: which hold one value and stay all the same.
+        approximate: which of the removed ones hold one value only by ``--prune-below``.
+        refusals: why those stay, one for each reason and place.
+    """
+
+    name: str
+    op_type: str
+    channels: int
+    removed: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    approximate: tuple[int, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        lists = {name: list(getattr(self, name)) for name in ("removed", "kept", "approximate")}
+        return {**vars(self), **lists, "refusals": [refusal.to_dict() for refusal in self.refusals]}
+
+
+@dataclass
 class Report:
     """What folding one model did.
 
@@ -104,6 +164,11 @@ class Report:
         overridable: how many refusals ``--freeze-initializers`` would lift.
         training: how many refusals ``--to-inference`` would lift.
         converted: how many nodes were taken out of training mode before.
+        branches: layers that were merged, and branches that could not be.
+        channels: layers whose channels hold one value, and what became of these.
+        work_before: multiplications of all layers on one input before channels were removed, open
+            dimensions counting as 1; 0 where none were looked for.
+        work_after: the same after.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -113,6 +178,10 @@ class Report:
     constant_bytes: int = 0
     inlined: list[str] = field(default_factory=list)
     converted: int = 0
+    branches: list[Branches] = field(default_factory=list)
+    channels: list[Channels] = field(default_factory=list)
+    work_before: int = 0
+    work_after: int = 0
 
     @property
     def folded(self) -> int:
@@ -132,7 +201,19 @@ class Report:
     @property
     def changed(self) -> bool:
         """Whether the model is any different."""
-        return self.folded + self.merged + self.converted > 0 or bool(self.inlined)
+        narrowed = any(each.removed for each in self.channels)
+        counted = self.folded + self.merged + self.joined + self.converted
+        return counted > 0 or narrowed or bool(self.inlined)
+
+    @property
+    def pruned(self) -> int:
+        """How many layers make fewer channels."""
+        return sum(bool(each.removed) and each.op_type != "BatchNormalization" for each in self.channels)
+
+    @property
+    def joined(self) -> int:
+        """How many times several layers became one."""
+        return sum(bool(each.into) for each in self.branches)
 
     @property
     def overridable(self) -> int:
@@ -151,6 +232,34 @@ class Report:
             if row.status == "kept"
         )
 
+    def then(self, later: Report) -> Report:
+        """This pass and a later one on the same model, as one report.
+
+        Rows are those of the nodes that were there at the beginning; a batch norm that vanished with the
+        branch it was on is folded across.
+        """
+        known = {row.name: row for row in later.rows}
+        rows = [known.get(row.name, row) if row.status == "kept" else row for row in self.rows]
+        for joined in later.branches:
+            for row in rows if joined.into else ():
+                if row.status == "kept" and f"{row.name} ({row.op_type})" in joined.nodes:
+                    row.status, row.direction = "folded", "across"
+                    row.into, row.refusals = joined.into, ()
+        settled = [each for each in self.branches if each.into]
+        return Report(
+            rows=rows if self.rows else later.rows,
+            nodes_before=self.nodes_before or later.nodes_before,
+            nodes_after=later.nodes_after,
+            seconds=self.seconds + later.seconds,
+            constant_bytes=self.constant_bytes + later.constant_bytes,
+            inlined=self.inlined + later.inlined,
+            converted=self.converted + later.converted,
+            branches=settled + later.branches if later.branches else self.branches,
+            channels=self.channels + later.channels,
+            work_before=self.work_before or later.work_before,
+            work_after=self.work_after or later.work_after,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data, with the version of this layout."""
         return {
@@ -165,4 +274,8 @@ class Report:
             "constant_bytes": self.constant_bytes,
             "inlined": list(self.inlined),
             "rows": [row.to_dict() for row in self.rows],
+            "branches": [each.to_dict() for each in self.branches],
+            "channels": [each.to_dict() for each in self.channels],
+            "work_before": self.work_before,
+            "work_after": self.work_after,
         }

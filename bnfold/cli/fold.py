@@ -36,6 +36,14 @@ SCHEMA_VERSION = 1
 @click.option("--freeze-initializers", is_flag=True, help="Make initializers that are inputs constants.")
 @click.option("--to-inference", is_flag=True, help="Let nodes in training mode use their stored statistics.")
 @click.option("--portable", is_flag=True, help="Only rewrites that help on every runtime.")
+@click.option("--no-merge", is_flag=True, help="Leave layers apart that are added or stand in a row.")
+@click.option("--no-prune", is_flag=True, help="Leave channels that hold one value.")
+@click.option(
+    "--prune-below",
+    type=click.FloatRange(min=0, max=1e9),
+    metavar="T",
+    help="Also remove channels with |γ/σ| ≤ T; changes the outputs, by how much is reported.",
+)
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only nodes of these names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Leave nodes of these names alone.")
 @click.option(
@@ -114,6 +122,13 @@ def _refuse_contradictions(
         "-o and --in-place contradict each other.": asked["output"] and asked["in_place"],
         "--json and --markdown contradict each other.": as_json and as_markdown,
         "--quiet leaves no report for --json or --markdown.": quiet and (as_json or as_markdown),
+        "--prune-below is a number of 0 or more.": asked["prune_below"] != asked["prune_below"],
+        "--no-prune and --prune-below contradict each other.": asked["no_prune"]
+        and asked["prune_below"] is not None,
+        "--prune-below changes the outputs; without --no-verify it is measured by how much.": asked[
+            "prune_below"
+        ]
+        and asked["no_verify"],
         "--inputs are for verification, which --no-verify leaves out.": asked["inputs"]
         and asked["no_verify"],
     }
@@ -123,12 +138,14 @@ def _refuse_contradictions(
 
 
 def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
-    from bnfold.folding import FoldPass
     from bnfold.job import Mode, Order
+    from bnfold.optimizing import OptimizePass
 
     options = {
         name: asked[name] for name in ("only", "skip", "freeze_initializers", "portable", "to_inference")
     }
+    options["merge"] = not asked["no_merge"]
+    options["prune_below"] = None if asked["no_prune"] else asked["prune_below"] or 0.0
     return Order(
         mode=Mode.CHECK if asked["check"] else Mode.DRY_RUN if asked["dry_run"] else Mode.WRITE,
         output=asked["output"],
@@ -138,7 +155,7 @@ def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
         inputs=asked["inputs"],
         noise=asked["verbose"],
         map_file=asked["map_file"],
-        folding=lambda: FoldPass(**options),
+        folding=lambda: OptimizePass(**options),
         say=say,
     )
 

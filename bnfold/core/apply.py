@@ -56,7 +56,7 @@ class Writer:
 
     view: View
     _names: set[str] = field(default_factory=set)
-    _loose: list[ir.Value] = field(default_factory=list)
+    loose: list[ir.Value] = field(default_factory=list)
     gaps: list[tuple[ir.Value, list[Use]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,9 +87,9 @@ class Writer:
         own = {node: list(self._constants_of(node, becomes)) for node, becomes in plan.becomes.items()}
         for node, readers in plan.copies.items():
             self._copy(node, readers)
-        changes = [self._replace(node, index, const) for (node, index), const in params.items()]
+        changes = [self.replace(node, index, const) for (node, index), const in params.items()]
         for value in plan.changed:
-            value.name = self._fresh(f"{value.name}_folded")
+            value.name = self.fresh(f"{value.name}_folded")
         for node, becomes in plan.becomes.items():
             self._become(node, becomes, own[node])
         left = [self._insert_left(value, made[value]) for value in plan.stays]
@@ -105,7 +105,7 @@ class Writer:
 
     def sweep(self) -> None:
         """Remove the constants, and the nodes that made them, which no longer have a reader."""
-        pending, self._loose = self._loose, []
+        pending, self.loose = self.loose, []
         while pending:
             value = pending.pop()
             if value.uses() or value.is_graph_output():
@@ -153,26 +153,27 @@ class Writer:
             except Refused as refused:
                 raise Blocked(refused.reason, value.producer(), value) from refused
 
-    def _replace(self, node: ir.Node, index: int, made: _Stored) -> Change:
+    def replace(self, node: ir.Node, index: int, made: _Stored) -> Change:
+        """Let a node read a new constant at an input, absent ones included."""
         const, tensor = made
         old = node.inputs[index] if index < len(node.inputs) else None
         before = None if old is None else (old.name or "", self.view.constants.get(old))
         name = f"{name_of(node)}_bias" if old is None else old.name
-        new = self._constant(f"{name}_folded", const, tensor)
+        new = self.constant(f"{name}_folded", const, tensor)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, new)
         if old is not None:
-            self._loose.append(old)
+            self.loose.append(old)
         return Change(name_of(node), index, before, (new.name or "", const))
 
-    def _constant(self, name: str, const: Const, tensor: ir.TensorProtocol) -> ir.Value:
+    def constant(self, name: str, const: Const, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a new initializer in the main graph, where every body can read it.
 
         Before IR version 4 an initializer has to be an input, which a body's cannot be.
         """
         graph = self.view.model.graph
-        name = self._fresh(name)
+        name = self.fresh(name)
         tensor.name = name
         value = ir.val(name, const.dtype, const.shape, const_value=tensor)
         graph.register_initializer(value)
@@ -199,8 +200,8 @@ class Writer:
         value.replace_all_uses_with(output, replace_graph_outputs=True)
         for reader, index in readers:
             reader.replace_input_with(index, value)
-        _declare_like(output, value)
-        value.name, node.name = self._fresh(f"{name}_folded"), self._fresh(f"{node.name}_folded")
+        declare_like(output, value)
+        value.name, node.name = self.fresh(f"{name}_folded"), self.fresh(f"{node.name}_folded")
         output.name = name
         graph.insert_after(node, twin)
         self.view.facts.copy(value, output)
@@ -221,20 +222,20 @@ class Writer:
         """Turn a node into another operator, and put behind it what comes then."""
         _change_operator(node, becomes.op_type, becomes.attributes)
         if own[0]:
-            self._loose.extend(value for value in node.inputs[1:] if value is not None)
+            self.loose.extend(value for value in node.inputs[1:] if value is not None)
             node.resize_inputs(1)
         for index, const in own[0].items():
             node.resize_inputs(max(index + 1, len(node.inputs)))
-            node.replace_input_with(index, self._constant(f"{name_of(node)}_bound", *const))
+            node.replace_input_with(index, self.constant(f"{name_of(node)}_bound", *const))
         if (then := becomes.then) is not None:
-            self._become(self._insert_behind(node.outputs[0], then.op_type, [], {}), then, own[1:])
+            self._become(self.insert_behind(node.outputs[0], then.op_type, [], {}), then, own[1:])
 
     def _insert_left(self, value: ir.Value, made: Made) -> ir.Node:
         """Put an affine node that is left over between a value and its readers."""
         left = made.left
-        return self._insert_behind(value, left.op_type, self._register(value, made), left.attributes)
+        return self.insert_behind(value, left.op_type, self._register(value, made), left.attributes)
 
-    def _insert_behind(
+    def insert_behind(
         self, value: ir.Value, op_type: str, constants: list[ir.Value], attributes: Mapping[str, Any]
     ) -> ir.Node:
         """Put a node between a value and its readers; it takes over the value's name."""
@@ -246,13 +247,13 @@ class Writer:
             op_type,
             [value, *constants],
             ir.convenience.convert_attributes(attributes),
-            name=self._fresh(f"{name_of(producer)}_{op_type}"),
+            name=self.fresh(f"{name_of(producer)}_{op_type}"),
         )
         output, name = node.outputs[0], value.name
         value.replace_all_uses_with(output, replace_graph_outputs=True)
         node.replace_input_with(0, value)
         output.type, output.shape = value.type, value.shape
-        value.name = self._fresh(f"{name}_folded")
+        value.name = self.fresh(f"{name}_folded")
         output.name = name
         producer.graph.insert_after(producer, node)
         self.view.facts.copy(value, output)
@@ -268,7 +269,7 @@ class Writer:
         for place, value in enumerate([data, *values]):
             node.replace_input_with(place, value)
         _change_operator(node, made.left.op_type, made.left.attributes)
-        self._loose.extend(value for value in old if value is not None and value is not data)
+        self.loose.extend(value for value in old if value is not None and value is not data)
         return [
             Change(name_of(node), 1 + i, None, (value.name or "", const))
             for i, (value, (const, _)) in enumerate(zip(values, made.consts, strict=True))
@@ -277,7 +278,7 @@ class Writer:
     def _register(self, value: ir.Value, made: Made) -> list[ir.Value]:
         stems = {"Add": ["shift"], "Mul": ["scale"]}.get(made.left.op_type, ["scale", "shift", "mean", "var"])
         return [
-            self._constant(f"{value.name}_{stem}", const, tensor)
+            self.constant(f"{value.name}_{stem}", const, tensor)
             for stem, (const, tensor) in zip(stems, made.consts, strict=True)
         ]
 
@@ -303,12 +304,12 @@ class Writer:
         assert isinstance(node.graph, ir.Graph)
         is_output = output.is_graph_output()
         uses = [(reader, index) for reader, index in output.uses()]
-        self._loose.extend(value for value in node.inputs if value is not None)
+        self.loose.extend(value for value in node.inputs if value is not None)
         output.replace_all_uses_with(data, replace_graph_outputs=True)
         if takes_name and (is_output or not data.is_graph_output()) and data.producer() is not None:
             if is_output:
-                _declare_like(data, output)
-            name, output.name = output.name, self._fresh("bypassed")
+                declare_like(data, output)
+            name, output.name = output.name, self.fresh("bypassed")
             data.name = name
         node.graph.remove(node, safe=True)
         return uses
@@ -321,7 +322,7 @@ class Writer:
         if value.is_graph_input():
             graph.inputs.remove(value)
 
-    def _fresh(self, name: str) -> str:
+    def fresh(self, name: str) -> str:
         """A name that nothing in the model has."""
         candidate, number = name, 0
         while candidate in self._names:
@@ -338,8 +339,8 @@ def _change_operator(node: ir.Node, op_type: str, attributes: Mapping[str, Any])
         node.attributes.add(attribute)
 
 
-def _declare_like(value: ir.Value, output: ir.Value) -> None:
-    """Let a graph output say of itself what the one before it said."""
+def declare_like(value: ir.Value, output: ir.Value) -> None:
+    """Let a tensor say of itself what the one before it said."""
     value.type, value.shape, value.doc_string = output.type, output.shape, output.doc_string
     value.metadata_props.clear()
     value.metadata_props.update(output.metadata_props)

@@ -57,6 +57,9 @@ _GENERATORS = frozenset(
 # Longer chains of generators than this are not written by any exporter.
 _MAX_DEPTH = 200
 
+# Where a value keeps what its constant was rounded from, for the next pass to compute with.
+_UNROUNDED = "bnfold.unrounded"
+
 # A constant that would be generated larger than this is taken as computed at run time.
 _MAX_BYTES = 1 << 31
 
@@ -139,6 +142,10 @@ class Const:
         base = self.base.astype(np.float64)
         return base if self.edit.is_identity else self.edit(base)
 
+    def vector(self, size: int) -> Array:
+        """A bias as one value for each of ``size`` channels, in float64; raises like ``mapped``."""
+        return np.broadcast_to(self.mapped(Affine.of(1.0, np.zeros(size))).exact.reshape(-1), size)
+
     def mapped(self, edit: Affine) -> Const:
         """This constant with one more map folded in.
 
@@ -193,8 +200,15 @@ class Constants:
         return self.get(value).integers if self.holds(value) else None
 
     def remember(self, value: ir.Value, const: Const) -> None:
-        """Let ``value`` be known with the unrounded values it was stored from."""
+        """Let ``value`` be known with the unrounded values it was stored from, in later passes too."""
         self._known[value] = const
+        value.meta[_UNROUNDED] = value.const_value, const
+
+    @staticmethod
+    def forget_all(model: ir.Model) -> None:
+        """Keep nothing but what is stored."""
+        for value in model.graph.initializers.values():
+            value.meta.pop(_UNROUNDED, None)
 
     def _get(self, value: ir.Value, depth: int) -> Const:
         require(value not in self.overridable, Reason.OVERRIDABLE)
@@ -202,7 +216,9 @@ class Constants:
             raise Refused(self._refused[value])
         if value not in self._known:
             try:
-                self._known[value] = self._read(value, depth)
+                tensor, const = value.meta.get(_UNROUNDED, (None, None))
+                current = const is not None and tensor is value.const_value
+                self._known[value] = const if current else self._read(value, depth)
             except Refused as refused:
                 self._refused[value] = refused.reason
                 raise

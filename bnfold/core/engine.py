@@ -46,15 +46,17 @@ class Fold:
 
     Attributes:
         seed: the name of the node the walk began at.
-        direction: the way its map went.
-        affine: its map, shaped to broadcast against its tensor.
+        direction: the way its map went; "across" or "serial" where layers were merged.
+        affine: its map, shaped to broadcast against its tensor; None where there is no single one.
         changes: the constants that were replaced.
+        nodes: the nodes that were replaced as a whole.
     """
 
     seed: str
     direction: str
-    affine: Affine
+    affine: Affine | None
     changes: list[Change]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass

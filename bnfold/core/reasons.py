@@ -149,6 +149,38 @@ class Reason(Enum):
         "Fold first, then quantize.",
     )
 
+    # Where branches meet.
+    NOT_LINEAR = (
+        "An activation or another operator that is not linear stands between the layer and the sum.",
+        "Nothing: the branches are not one linear map.",
+    )
+    WINDOWS_DIFFER = (
+        "The layers do not look at their input at the same positions (stride, borders, channels).",
+        "Equal strides, and padding that keeps the kernels' centres together.",
+    )
+    PADDED_BETWEEN = (
+        "The second layer pads with zeros where the first one, continued beyond the border, is not zero.",
+        "A second layer without padding, or a first one with a kernel of one element.",
+    )
+    MORE_WORK = (
+        "As one layer they would take more multiplications than apart.",
+        "Nothing: apart they are cheaper.",
+    )
+
+    # Where channels are removed.
+    GROUPED = (
+        "The layer works in groups, each of which would have to lose the same number of channels.",
+        "A layer without groups, or a depthwise one.",
+    )
+    STILL_READ = (
+        "The channel holds one value, but is added to or multiplied with one that varies.",
+        "The same channel constant on every branch.",
+    )
+    LAST_CHANNEL = (
+        "The tensor would be left without a single channel.",
+        "Nothing: one channel has to stay.",
+    )
+
     # What the graph allows.
     GRAPH_INPUT = (
         "The tensor is a graph input: there is no operator in front of it to take the map.",

@@ -37,7 +37,7 @@ class Rounded(ir.LazyTensor):
     def _all(self) -> ir.TensorProtocol:
         array = np.empty(self.const.shape, self.const.dtype.numpy())
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for rows, exact in _blocks(self.const):
+            for rows, exact in blocks(self.const):
                 array[rows] = exact
         return ir.Tensor(array, dtype=self.const.dtype)
 
@@ -53,7 +53,7 @@ class Rounded(ir.LazyTensor):
     def _pieces(self) -> Iterator[bytes]:
         dtype = self.const.dtype.numpy().newbyteorder("<")
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for _, exact in _blocks(self.const):
+            for _, exact in blocks(self.const):
                 yield exact.astype(dtype).tobytes()
 
 
@@ -108,7 +108,7 @@ def _largest(
     The rounded values are put ``into`` an array on the way.
     """
     axes, parts = _axes_within_channel(const), []
-    for rows, exact in _blocks(const):
+    for rows, exact in blocks(const):
         if into is not None:
             into[rows] = exact
         parts.append(np.max(np.abs(of(exact, const.dtype.numpy())), axis=axes, keepdims=True, initial=0.0))
@@ -117,7 +117,7 @@ def _largest(
     return np.concatenate(parts)
 
 
-def _blocks(const: Const) -> Iterator[tuple[Any, Array]]:
+def blocks(const: Const) -> Iterator[tuple[Any, Array]]:
     """The exact values in float64, some rows at a time."""
     edit = const.edit
     if not const.shape:

@@ -1,0 +1,216 @@
+"""Which channels can go. Pure: it reads a view and returns a description.
+
+Forward, every tensor's known channels are found. Then all channels are taken to be removable, and each
+node takes back what it cannot lose: an output its channels, a layer the inputs that vary or that it
+cannot carry, an operator that links channels those whose partner has to stay. What is left when
+nothing more is taken back is the largest set of channels that can go together. Channels of a tensor never
+all go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.core.plan import Blocked
+from bnfold.core.reasons import Reason, Refused
+from bnfold.core.site import Site
+from bnfold.core.view import View
+from bnfold.pruning.affine import Map
+from bnfold.pruning.operator import Channels, Mask, Operator, Origin, Removal, registered, size_along
+from bnfold.pruning.operators.layers import Layer
+
+
+@dataclass
+class Node:
+    """A node whose operator is known, with what it does to channels."""
+
+    site: Site
+    operator: Operator
+    output: ir.Value
+    inputs: dict[int, ir.Value]
+    origins: dict[int, Origin | None] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """Which channels go.
+
+    Attributes:
+        nodes: every node whose operator is known, in topological order.
+        channels: what is known of each tensor's channels.
+        gone: for each of these tensors, which channels go.
+        refusals: why channels that hold one value stay, by tensor and channel.
+    """
+
+    nodes: list[Node]
+    channels: dict[ir.Value, Channels]
+    gone: dict[ir.Value, Mask]
+    refusals: dict[ir.Value, dict[int, Blocked]]
+
+    def removal(self, node: Node) -> Removal | None:
+        """What goes at a node, None if nothing does."""
+        inputs = {i: ~self.gone[v] for i, v in node.inputs.items() if v in self.gone and self.gone[v].any()}
+        output = ~self.gone[node.output]
+        if not inputs and output.all():
+            return None
+        known = {i: self.channels[node.inputs[i]].known for i in inputs}
+        return Removal(inputs, known, output, self.channels[node.output].axis)
+
+
+Flat = Callable[[ir.Node, np.typing.NDArray[np.float64]], Mask | None]
+
+
+def plan(view: View, flat: Flat, barred: Mapping[ir.Value, Blocked]) -> Plan:
+    """Plan which channels of the main graph go.
+
+    Args:
+        view: the model.
+        flat: for a batch norm and its scale, which channels count as having a scale of 0.
+        barred: tensors of which nothing may go, and why.
+    """
+    channels: dict[ir.Value, Channels] = {}
+    nodes = [node for each in view.model.graph if (node := _node(view, each, flat, channels)) is not None]
+    made = Plan(nodes, channels, {v: np.ones(len(c.known), bool) for v, c in channels.items()}, {})
+    _take_back(made, view, barred)
+    return made
+
+
+def _node(view: View, node: ir.Node, flat: Flat, channels: dict[ir.Value, Channels]) -> Node | None:
+    """A node with what it does to channels, which are noted; None if it is not known what that is."""
+    site, found = view.site(node), _operator(view, node, flat)
+    if found is None or site.version == 0 or not view.facts.is_float(node.outputs[0]):
+        return None
+    try:
+        inputs = {i: site.input(i) for i in found.data(site)}
+        given = {i: channels[value] for i, value in inputs.items() if value in channels}
+        output = found.channels(site, given)
+        made = Node(site, found, node.outputs[0], inputs)
+        for index, value in inputs.items():
+            if value in channels or not isinstance(found, Layer):
+                known = channels.get(value) or _unknown(site, value, output)
+                made.origins[index] = found.origin(site, index, known, output)
+    except Refused:
+        return None
+    channels[node.outputs[0]] = output
+    return made
+
+
+def _operator(view: View, node: ir.Node, flat: Flat) -> Operator | None:
+    if node.domain != "":
+        return None
+    try:
+        known = view.affine(node)
+    except Refused:
+        return None
+    if known is None:
+        return registered().get(node.op_type)
+    index, affine = known
+    return Map(index, affine, flat(node, affine.scale) if node.op_type == "BatchNormalization" else None)
+
+
+def _unknown(site: Site, value: ir.Value, output: Channels) -> Channels:
+    """Channels of which nothing is known, along the same axis as the output's."""
+    size = size_along(site, value, output.axis - len(site.out_shape()))
+    return Channels(output.axis, np.full(size, np.nan))
+
+
+class _Marks:
+    """Which channels have to stay, with the reason for those that hold one value."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.moved = False
+
+    def keep(self, value: ir.Value, which: Mask, why: Blocked | Callable[[int], Blocked]) -> None:
+        """Let channels stay."""
+        gone = self.plan.gone[value]
+        new = gone & which
+        if not new.any():
+            return
+        self.moved = True
+        gone &= ~which
+        reasons = self.plan.refusals.setdefault(value, {})
+        for channel in np.flatnonzero(new & self.plan.channels[value].dead):
+            reasons[int(channel)] = why if isinstance(why, Blocked) else why(int(channel))
+
+    def reason(self, value: ir.Value, channel: int, node: Node) -> Blocked:
+        """Why a channel stays; where it varies, why it does."""
+        known = self.plan.refusals.get(value, {}).get(channel)
+        return known or Blocked(node.operator.why, node.site.node, value)
+
+
+def _take_back(plan: Plan, view: View, barred: Mapping[ir.Value, Blocked]) -> None:
+    marks, by_node = _Marks(plan), {node.site.node: node for node in plan.nodes}
+    for value in plan.gone:
+        for why in _demands(value, view, by_node, barred):
+            marks.keep(value, np.ones(len(plan.gone[value]), bool), why)
+    for node in plan.nodes:
+        _absorb(plan, node, marks)
+    marks.moved = True
+    while marks.moved:
+        marks.moved = False
+        for node in (*plan.nodes, *reversed(plan.nodes)):
+            _link(plan, node, marks)
+        for value, gone in plan.gone.items():
+            if len(gone) and gone.all():
+                first = np.arange(len(gone)) == 0
+                marks.keep(value, first, Blocked(Reason.LAST_CHANNEL, value.producer(), value))
+
+
+def _demands(
+    value: ir.Value, view: View, known: Mapping[ir.Node, Node], barred: Mapping[ir.Value, Blocked]
+) -> Iterator[Blocked]:
+    """Why a tensor has to stay as it is."""
+    if value in barred:
+        yield barred[value]
+    if value.is_graph_output():
+        yield Blocked(Reason.GRAPH_OUTPUT, value.producer(), value)
+    if not list(value.uses()):
+        yield Blocked(Reason.NO_READER, value.producer(), value)
+    for reader, index in value.uses():
+        node = known.get(reader)
+        if reader.graph is not value.graph:
+            yield Blocked(Reason.SUBGRAPH, reader, value)
+        elif node is None or index not in node.inputs:
+            yield Blocked(Reason.NO_RULE if node is None else Reason.OTHER_OPERAND, reader, value)
+
+
+def _absorb(plan: Plan, node: Node, marks: _Marks) -> None:
+    """A layer keeps the inputs that it cannot do without."""
+    for index, origin in node.origins.items():
+        value = node.inputs[index]
+        if origin is None:
+            may, reason = node.operator.absorbs(node.site, index, plan.channels[value])
+            marks.keep(value, ~may, Blocked(reason, node.site.node, value))
+
+
+def _link(plan: Plan, node: Node, marks: _Marks) -> None:
+    """Linked channels stay if their partner does."""
+    for index, origin in node.origins.items():
+        if origin is None:
+            continue
+        value, output, here = node.inputs[index], node.output, node.site.node
+        linked = origin >= 0
+        if value not in plan.gone:
+            why = Blocked(Reason.GRAPH_INPUT if value.producer() is None else Reason.NO_RULE, here, value)
+            marks.keep(output, linked, why)
+            continue
+        stay = np.zeros(len(origin), bool)
+        stay[linked] = ~plan.gone[value][origin[linked]]
+        marks.keep(output, stay, _from(marks, value, origin, node))
+        back = np.zeros(len(plan.gone[value]), bool)
+        back[origin[linked & ~plan.gone[output]]] = True
+        first = {int(origin[j]): int(j) for j in np.flatnonzero(linked & ~plan.gone[output])[::-1]}
+        marks.keep(value, back, _back(marks, output, first, node))
+
+
+def _from(marks: _Marks, value: ir.Value, origin: Origin, node: Node) -> Callable[[int], Blocked]:
+    return lambda channel: marks.reason(value, int(origin[channel]), node)
+
+
+def _back(marks: _Marks, value: ir.Value, first: dict[int, int], node: Node) -> Callable[[int], Blocked]:
+    return lambda channel: marks.reason(value, first[channel], node)

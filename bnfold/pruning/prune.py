@@ -1,0 +1,228 @@
+"""``PruneDeadChannelsPass``: removes channels that hold one value from the layers around them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import InPlacePass, PassResult
+
+from bnfold import files
+from bnfold.core.affine import Array
+from bnfold.core.apply import Change, Writer
+from bnfold.core.constants import Const
+from bnfold.core.engine import Fold, describe
+from bnfold.core.plan import Blocked
+from bnfold.core.reasons import Reason, Refused
+from bnfold.core.rounding import stored
+from bnfold.core.shapes import FLOATS
+from bnfold.core.view import View, name_of
+from bnfold.pruning.operator import Cut, Mask
+from bnfold.pruning.operators.layers import Layer
+from bnfold.pruning.plan import Node, Plan, plan
+from bnfold.report import Channels, Refusal, Report
+from bnfold.selection import Patterns, Selection
+
+
+class PruneDeadChannelsPass(InPlacePass):
+    """Remove channels that hold one value whatever the input, in place.
+
+    Such a channel comes from a batch norm with γ = 0 or from a filter without weights. Its value moves
+    into the bias of the layers that read it. Run this before ``FoldPass`` where ``below`` is not 0: folding
+    leaves no γ to compare.
+
+    Args:
+        below: take batch norm channels with |γ/σ| ≤ ``below`` for constant, too; the model then computes
+            something slightly different.
+        only: remove only channels that nodes make whose name matches one of these globs.
+        skip: leave the channels of nodes alone whose name matches one of these globs.
+
+    Attributes:
+        report: what the last call did, in ``report.channels``.
+        folds: the constants that were replaced, for ``bnfold.provenance``.
+        flattened: for each batch norm that lost channels by ``below`` alone, by the name that its output
+            had, the channels whose γ counts as 0.
+    """
+
+    def __init__(self, *, below: float = 0.0, only: Patterns = None, skip: Patterns = None) -> None:
+        super().__init__()
+        if not below >= 0:
+            raise ValueError(f"below is a threshold of 0 or more, not {below}")
+        self.below = below
+        self.selection = Selection(only, skip)
+        self.report = Report()
+        self.folds: list[Fold] = []
+        self.flattened: dict[str, list[int]] = {}
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Remove channels of ``model`` itself.
+
+        Raises:
+            SelectionError: a glob of ``only`` or ``skip`` matches no node.
+            InvalidModelError: a layer's weights do not fit each other.
+        """
+        started, before = time.perf_counter(), files.constant_bytes(model)
+        self.selection.check(model)
+        view = View(model, self.selection.chosen)
+        self.report, self.folds, self.flattened = Report(), [], {}
+        self.report.nodes_before = _count(view)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            self._prune(view)
+        self.report.nodes_after = _count(view)
+        self.report.constant_bytes = files.constant_bytes(model) - before
+        self.report.seconds = time.perf_counter() - started
+        return PassResult(model, self.report.changed)
+
+    def _prune(self, view: View) -> None:
+        writer, made = Writer(view), self._planned(view)
+        found, cuts = made
+        self._tell(found)
+        self.report.work_before = sum(_work(node, None) for node in found.nodes)
+        self.report.work_after = sum(_work(node, found) for node in found.nodes)
+        for node, (cut, data) in cuts.items():
+            changes = _carry_out(writer, found.nodes[node], cut, data)
+            self.folds.append(Fold(name_of(found.nodes[node].site.node), "prune", None, changes))
+        for value, gone in found.gone.items():
+            if gone.any():
+                _narrow(writer, value, found.channels[value].axis, int((~gone).sum()))
+        writer.sweep()
+
+    def _planned(self, view: View) -> tuple[Plan, dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]]]:
+        """A plan all of whose constants can be stored, and these; what cannot be is kept out of it."""
+        barred = {
+            node.outputs[0]: Blocked(Reason.EXCLUDED, node)
+            for node in view.model.graph
+            if not self.selection.chosen(name_of(node))
+        }
+        spared: dict[ir.Node, set[int]] = {}
+        while True:
+            found = plan(view, lambda node, scale: self._flat(node, scale, spared), barred)
+            if self._spare(found, spared):
+                continue
+            try:
+                return found, _cuts(found)
+            except Blocked as blocked:
+                node = blocked.node
+                assert node is not None
+                for value in (*node.inputs, *node.outputs):
+                    if value is not None:
+                        barred[value] = blocked
+
+    def _flat(self, node: ir.Node, scale: Array, spared: dict[ir.Node, set[int]]) -> Mask | None:
+        if not self.below:
+            return None
+        flat = np.abs(scale.reshape(-1)) <= self.below
+        flat[list(spared.get(node, ()))] = False
+        return flat
+
+    def _spare(self, found: Plan, spared: dict[ir.Node, set[int]]) -> bool:
+        """Take no channel for constant that stays anyway; whether there is any such channel."""
+        self.flattened, more = {}, False
+        for node in found.nodes:
+            flat = getattr(node.operator, "flat", None)
+            if flat is None:
+                continue
+            exact = node.operator.affine.scale.reshape(-1) == 0  # type: ignore[attr-defined]
+            gone = found.gone[node.output]
+            stay = set(np.flatnonzero(flat & ~exact & ~gone).tolist())
+            if stay:
+                spared.setdefault(node.site.node, set()).update(stay)
+                more = True
+            if (approximate := np.flatnonzero(flat & ~exact & gone)).size:
+                self.flattened[node.output.name or ""] = approximate.tolist()
+        return more
+
+    def _tell(self, found: Plan) -> None:
+        for node in found.nodes:
+            if not (isinstance(node.operator, Layer) or node.site.node.op_type == "BatchNormalization"):
+                continue
+            gone, dead = found.gone[node.output], found.channels[node.output].dead
+            kept = np.flatnonzero(dead & ~gone).tolist()
+            if not gone.any() and not kept:
+                continue
+            why = found.refusals.get(node.output, {})
+            refusals = dict.fromkeys(_refusal(why[channel]) for channel in kept if channel in why)
+            name = name_of(node.site.node)
+            self.report.channels.append(
+                Channels(
+                    name,
+                    node.site.node.op_type,
+                    len(gone),
+                    tuple(np.flatnonzero(gone).tolist()),
+                    tuple(kept),
+                    tuple(self.flattened.get(node.output.name or "", ())),
+                    tuple(refusals),
+                )
+            )
+
+
+def _cuts(found: Plan) -> dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]]:
+    """What becomes of each node's constants, rounded, before anything is changed."""
+    made: dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]] = {}
+    for number, node in enumerate(found.nodes):
+        removal = found.removal(node)
+        if removal is None:
+            continue
+        try:
+            cut = node.operator.cut(node.site, removal)
+            shift = {} if cut.shift is None else {-1: _shift(node, cut.shift)}
+            consts = {**cut.constants, **shift}
+            made[number] = cut, {index: _stored(const) for index, const in consts.items()}
+        except Refused as refused:
+            raise Blocked(refused.reason, node.site.node) from refused
+    return made
+
+
+def _stored(const: Const) -> ir.TensorProtocol:
+    return stored(const) if const.dtype in FLOATS else ir.tensor(const.base)
+
+
+def _shift(node: Node, shift: Array) -> Const:
+    return Const(shift.shape, node.site.const(1).dtype, shift)
+
+
+def _carry_out(writer: Writer, node: Node, cut: Cut, data: dict[int, ir.TensorProtocol]) -> list[Change]:
+    here = node.site.node
+    changes = [writer.replace(here, index, (const, data[index])) for index, const in cut.constants.items()]
+    if cut.group is not None:
+        here.attributes["group"] = ir.AttrInt64("group", cut.group)
+    if cut.shift is not None:
+        value = writer.constant(f"{node.output.name}_shift", _shift(node, cut.shift), data[-1])
+        writer.insert_behind(node.output, "Add", [value], {})
+    return changes
+
+
+def _narrow(writer: Writer, value: ir.Value, axis: int, size: int) -> None:
+    """A tensor with fewer channels has another content, so another name."""
+    value.name = writer.fresh(f"{value.name}_pruned")
+    if value.shape is not None and axis < len(value.shape):
+        dims = list(value.shape)
+        dims[axis] = size
+        value.shape = ir.Shape(dims)
+
+
+def _work(node: Node, found: Plan | None) -> int:
+    """Multiplications of a layer on one input, open dimensions counting as 1."""
+    if not isinstance(node.operator, Layer):
+        return 0
+    weight, (axis, outputs, inputs) = node.site.const(1), node.operator.axes(node.site)
+    sizes = list(weight.shape)
+    shape = [size if isinstance(size, int) else 1 for size in node.site.facts.shape(node.output) or ()]
+    if found is not None:
+        sizes[outputs] -= int(found.gone[node.output].sum())
+        if 0 in node.origins and node.origins[0] is None and node.inputs[0] in found.gone:
+            sizes[inputs] -= int(found.gone[node.inputs[0]].sum())
+    del shape[axis]
+    return prod(sizes) * prod(shape)
+
+
+def _refusal(blocked: Blocked) -> Refusal:
+    node = "" if blocked.node is None else describe(blocked.node)
+    return Refusal("prune", blocked.reason, node, "" if blocked.value is None else blocked.value.name or "")
+
+
+def _count(view: View) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in view.nodes()).items()))
