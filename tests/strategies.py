@@ -53,7 +53,7 @@ class RandomGraph:
 
     def __init__(self, random: random.Random) -> None:
         self.random = random
-        self.opset = random.randint(7, 21)
+        self.opset = random.randint(7, 24)
         dtype = random.choice(_DTYPES)
         self.op = Graph(self.opset, dtype)
         self.dtype = dtype
@@ -131,10 +131,10 @@ class RandomGraph:
             return self.quantized(shape, 0.02 / np.sqrt(summed))
         return self.const(self.values.normal(0.0, 1.0, shape) / np.sqrt(summed))
 
-    def bias(self, count: int) -> str:
+    def bias(self, count: int, shape: tuple[int, ...] = ()) -> str:
         """A bias; now and then in int32."""
-        if not self.quantizes or self.maybe(0.7):
-            return self.const(self.values.normal(size=count))
+        if not self.quantizes or shape or self.maybe(0.7):
+            return self.const(self.values.normal(size=shape or count))
         stored = self.op.const(self.values.normal(0.0, 2.0**24, count), TensorProto.INT32)
         if self.opset < 13 or self.maybe(0.5):
             return str(self.op.DequantizeLinear(stored, self.op.const(2.0**-24)))
@@ -832,6 +832,11 @@ def _slice(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
 @writes("Gather", often=3)
 def _gather(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     """Constant indices of any rank, or some that are known at run time only; also from a table."""
+    if x.rank < 4 and g.maybe(0.25):
+        width = g.random.choice([2, 3])
+        tokens = g.op.Cast(g.op.Sigmoid(x.name), to=TensorProto.INT64)
+        name = g.op.node(op_type, g.weight(4, width, summed=1), tokens)
+        return Tensor(name, (*x.shape, width), (*x.static, True))
     axis = g.below(x.rank)
     n = x.shape[axis]
     if not x.static[axis]:
@@ -884,6 +889,85 @@ def _gather_nd(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
 def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     axes = [axis for axis in range(x.rank) if axis != but]
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)
+
+
+@writes("LSTM", "GRU", "RNN")
+def _recurrent(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Any direction and layout; the result is the last hidden states, or all of them."""
+    if x.rank != 3 or not all(x.static):
+        return None
+    hidden, size = 2, x.shape[2]
+    direction = g.random.choice(["forward", "reverse", "bidirectional"])
+    ways = 2 if direction == "bidirectional" else 1
+    rows = {"RNN": 1, "GRU": 3, "LSTM": 4}[op_type] * hidden
+    names = [x.name, g.weight(ways, rows, size, summed=size), g.weight(ways, rows, hidden, summed=hidden)]
+    layout = int(g.opset >= 14 and g.maybe(0.4))
+    steps, batch = x.shape[layout], x.shape[1 - layout]
+    if g.maybe(0.6):
+        names.append(g.bias(ways * 2 * rows, (ways, 2 * rows)))
+        if g.maybe(0.4):
+            names.append(g.op.const(g.values.integers(1, steps + 1, batch), TensorProto.INT32))
+    more = {"linear_before_reset": g.below(2)} if op_type == "GRU" else {}
+    more |= {"layout": 1} if layout else {}
+    more |= {"clip": 0.5} if g.maybe(0.3) else {}
+    y, h = g.op.node(op_type, *names, outputs=2, hidden_size=hidden, direction=direction, **more)
+    shapes = [(batch, ways, hidden) if layout else (ways, batch, hidden)]
+    shapes += [(batch, steps, ways, hidden) if layout else (steps, ways, batch, hidden)]
+    shape = shapes[g.below(2)]
+    return Tensor(h if len(shape) == 3 else y, shape, (True,) * len(shape))
+
+
+@writes("Einsum", often=2)
+def _einsum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Two operands, or three; some axes are summed, some new."""
+    if g.opset < 12 or x.rank < 2 or not x.static[-1]:
+        return None
+    letters = "abcde"[: x.rank]
+    in_weight = [axis for axis in range(x.rank) if axis == x.rank - 1 or (x.static[axis] and g.maybe(0.3))]
+    kept = [axis for axis in range(x.rank - 1) if g.maybe(0.9) or not x.static[axis]]
+    weight = "".join(letters[axis] for axis in in_weight) + "z"
+    shape, static = [x.shape[axis] for axis in kept], [x.static[axis] for axis in kept]
+    output = "".join(letters[axis] for axis in kept)
+    place, count = g.below(len(kept) + 1), g.random.choice([2, 3])
+    output = output[:place] + "z" + output[place:]
+    shape.insert(place, count)
+    static.insert(place, True)
+    sizes = [x.shape[axis] for axis in in_weight]
+    operands = [(letters, x.name), (weight, g.weight(*sizes, count, summed=prod(sizes)))]
+    if g.maybe(0.1):
+        operands.append((letters, x.name))
+    g.random.shuffle(operands)
+    equation = ",".join(term for term, _ in operands) + "->" + output
+    together = len(kept) == x.rank - 1 and place in (0, len(kept))
+    if together and in_weight == [x.rank - 1] and g.maybe(0.3):
+        equation = equation.replace(letters[:-1], "...")
+    name = g.op.node(op_type, *(name for _, name in operands), equation=equation)
+    return Tensor(name, tuple(shape), tuple(static))
+
+
+@writes("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
+def _normalization(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    axis = 1
+    if op_type in ("LayerNormalization", "RMSNormalization"):
+        axis = g.random.randint(1, x.rank - 1) if x.rank > 1 else 0
+        first = {"LayerNormalization": 17, "RMSNormalization": 23}[op_type]
+        if g.opset < first or not all(x.static[axis:]) or not x.rank:
+            return None
+        shape, more = x.shape[axis:], {"axis": axis - x.rank if g.maybe(0.3) else axis}
+    elif x.rank < 3 or not x.is_image() or x.shape[1] * prod(x.shape[2:]) < 4:
+        return None
+    elif op_type == "GroupNormalization":
+        if g.opset < 18:
+            return None
+        groups = g.random.choice([n for n in (1, 2, x.shape[1]) if x.shape[1] % n == 0])
+        shape, more = (x.shape[1] if g.opset >= 21 else groups,), {"num_groups": groups}
+    else:
+        shape, more = (x.shape[1],), {}
+    names = [x.name, g.const(g.values.uniform(0.5, 1.5, shape))]
+    optional = {"RMSNormalization": 0.0, "LayerNormalization": 0.6}
+    if g.maybe(optional.get(op_type, 1.0)):
+        names.append(g.const(g.values.normal(size=shape)))
+    return g.node(x, op_type, *names, epsilon=0.5, **more)
 
 
 @writes("QuantizeLinear", "DequantizeLinear")

@@ -54,6 +54,7 @@ NOT_SILENCED = {
     Reason.QUANTIZED_BIAS,
     # There is no equation at all.
     Reason.INTEGER_ARITHMETIC,
+    Reason.NOT_LINEAR,
 }
 
 # Where silencing shows nothing.
@@ -151,7 +152,9 @@ def test_folded_is_valid(example: Example) -> None:
     """A folded example passes ONNX's full check, and its inputs and outputs are what they were."""
     model = example.model()
     folded = bnfold.fold(model, **example.options).model
-    onnx.checker.check_model(folded, full_check=True)
+    # onnx 1.23 infers no shape for it, and its own full check takes that for an error.
+    shapes = not any(node.op_type == "GroupNormalization" for node in model.graph.node)
+    onnx.checker.check_model(folded, full_check=shapes)
     assert list(folded.graph.output) == list(model.graph.output)
     fed = feeds_for(model, SIZES)
     signature = [value for value in model.graph.input if value.name in fed]
@@ -517,7 +520,9 @@ def test_every_output_takes_its_map(example: Example) -> None:
         outputs = node.run_all({})
         for maps in zip(*(maps_for(output.shape, seed) for seed, output in enumerate(outputs)), strict=False):
             for moved in node.pull_all(dict(enumerate(maps))):
-                got = node.changed(moved).run_all({i: moved.inputs[i](node.data[i]) for i in moved.inputs})
+                got = node.changed(moved).run_all(
+                    {i: moved.inputs[i](node.data[i]) for i in moved.inputs if i in node.data}
+                )
                 for affine, output, array in zip(maps, outputs, got, strict=True):
                     assert_close(array, affine(output), largest([array]))
         for into in arrivals(node):

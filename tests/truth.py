@@ -20,6 +20,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_resize
+from recurrent import GRU, LSTM, RNN
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -203,6 +204,21 @@ def _per_element(parameter, shape, axis, block):  # type: ignore[no-untyped-def]
     return parameter.reshape(-1, *[1] * tail)
 
 
+class GroupNormalization(OpRun):
+    """In float64 throughout; onnx 1.23's own computes the statistics in float32 from version 21 on."""
+
+    def _run(self, x, scale, bias, num_groups=1, epsilon=None, **_):  # type: ignore[no-untyped-def]
+        """Up to version 18 scale and bias are one per group, later one per channel."""
+        epsilon = _EPSILON if epsilon is None else epsilon
+        grouped = x.reshape(x.shape[0], num_groups, -1)
+        spread = np.sqrt(grouped.var(axis=2, keepdims=True) + epsilon)
+        y = ((grouped - grouped.mean(axis=2, keepdims=True)) / spread).reshape(x.shape)
+        repeats = 1 if self.run_params["opsets"][""] >= 21 else x.shape[1] // num_groups
+        ones = [1] * (x.ndim - 2)
+        scale, bias = (np.repeat(part, repeats).reshape(-1, *ones) for part in (scale, bias))
+        return (scale * y + bias,)
+
+
 class GlobalMaxPool(OpRun):
     """The largest value of a channel; onnx 1.23's own takes images only."""
 
@@ -316,6 +332,7 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     """The value of every tensor of the main graph, initializers and inputs included, by name."""
     old = _BEFORE_7 if any(opset.domain == "" and opset.version < 7 for opset in model.opset_import) else []
     ops = [BatchNormalization, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Squeeze, Unsqueeze]
+    ops += [GroupNormalization, LSTM, GRU, RNN]
     ops += [DequantizeLinear, QuantizeLinear, Slice, GatherElements, Mean, Resize, Upsample, *old, *new_ops]
     evaluator = ReferenceEvaluator(widened(model), new_ops=ops)
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}

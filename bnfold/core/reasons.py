@@ -109,6 +109,18 @@ class Reason(Enum):
         "Branches that meet here carry different maps.",
         "The same map on every branch.",
     )
+    NOT_LINEAR = (
+        "An activation stands between the operator's weights and its result.",
+        "Nothing: no map of the result is one of the weights.",
+    )
+    EPSILON = (
+        "The normalization divides by a spread plus epsilon, and a scale in front changes the spread alone.",
+        "A map without scale.",
+    )
+    EQUATION = (
+        "The equation names an index twice in one operand, or its indices are not those of the operands.",
+        "An equation in which every operand names each of its axes once.",
+    )
     DROPS = (
         "The operator drops values at random (training mode), so a shift or its scale is not kept.",
         "Export the model in inference mode.",
