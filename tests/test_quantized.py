@@ -16,11 +16,13 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from truth import differences, feeds_for, onnx_runtime
 
 import bnfold
+from bnfold.core.apply import Writer
 from bnfold.core.constants import Constants
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
 from bnfold.core.shapes import infer
 from bnfold.core.view import View
+from bnfold.core.walk.up import go_up
 from bnfold.provenance import fingerprint, provenance, restore
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -252,3 +254,18 @@ def test_integers_are_restored() -> None:
     folding(folded)
     made = provenance(folding.folds, original, folded)
     assert fingerprint(restore(folded, made)) == fingerprint(original)
+
+
+def test_folded_constants_are_read_anew() -> None:
+    """What is known of a dequantized weight after a fold is what that fold made of it."""
+    op = Graph(17)
+    x = op.input("x", ("N", 5))
+    weight = op.DequantizeLinear(op.integers(5, 3), op.positive(3), axis=1)
+    model = ir.serde.deserialize_model(op.finish([op.batch_norm(op.MatMul(x, weight))]))
+    view = View(model)
+    held, _, norm = view.nodes()
+    before = view.constants.get(held.outputs[0]).exact
+    _, affine = view.read(norm)
+    Writer(view).carry_out(go_up(view, norm))
+    after = view.constants.get(held.outputs[0]).exact
+    np.testing.assert_allclose(after, affine.linear(before), rtol=1e-12)

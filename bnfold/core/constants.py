@@ -210,6 +210,14 @@ class Constants:
         for value in model.graph.initializers.values():
             value.meta.pop(_UNROUNDED, None)
 
+    def forget(self, value: ir.Value) -> None:
+        """Evaluate ``value``, and what is generated from it, anew next time."""
+        pending = [value]
+        while pending:
+            value = pending.pop()
+            if self._known.pop(value, None) is not None:
+                pending.extend(output for node, _ in value.uses() for output in node.outputs)
+
     def _get(self, value: ir.Value, depth: int) -> Const:
         require(value not in self.overridable, Reason.OVERRIDABLE)
         if value in self._refused:  # a walk asks again at every step

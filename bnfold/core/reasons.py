@@ -109,10 +109,6 @@ class Reason(Enum):
         "Branches that meet here carry different maps.",
         "The same map on every branch.",
     )
-    NOT_LINEAR = (
-        "An activation stands between the operator's weights and its result.",
-        "Nothing: no map of the result is one of the weights.",
-    )
     EPSILON = (
         "The normalization divides by a spread plus epsilon, and a scale in front changes the spread alone.",
         "A map without scale.",

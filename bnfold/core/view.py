@@ -99,6 +99,8 @@ class View:
     def forget(self, node: ir.Node) -> None:
         """Read the node anew next time: it was rewritten."""
         self._reads.pop(node, None)
+        for output in node.outputs:
+            self.constants.forget(output)
 
     def _read(self, node: ir.Node) -> tuple[int, Affine] | Reason:
         site = self.site(node)

@@ -112,9 +112,9 @@ def shift_in_front_of_instance_norm(op: Graph, x: Input = (2, 3, 5, 6)) -> Outpu
 
 
 @folds(opset=21, ir_version=10)
-def group_norm(op: Graph, x: Input = ("N", 4, 5, 6)) -> Outputs:
+def group_norm(op: Graph, x: Input = (2, 4, 5, 6)) -> Outputs:
     y = op.GroupNormalization(op.Add(x, op.const(0.5)), op.weight(4), op.weight(4), num_groups=2)
-    return op.Reshape(op.batch_norm(y, channels=4), op.ints(-1, 4, 5, 6))
+    return op.Reshape(op.batch_norm(y, channels=4), op.ints(2, 4, 5, 6))
 
 
 @folds(opset=18)

@@ -28,7 +28,7 @@ _WEIGHT, _BIAS = 1, 3
 class Recurrent(Rule):
     """See the module."""
 
-    otherwise = Reason.NOT_LINEAR
+    otherwise = Reason.NONLINEAR
 
     def pull_all(self, site: Site, outs: Arriving) -> Moved:
         raise Refused(self.otherwise)
@@ -81,7 +81,7 @@ def lengths_and_initial_state(op: Graph, x: Input = (5, 2, 2), h: Input = (1, 2,
     return op.LSTM(y, *weights, *more, hidden_size=3, outputs=3)
 
 
-@refuses(Reason.NOT_LINEAR)
+@refuses(Reason.NONLINEAR)
 def behind_the_states(op: Graph, x: Input = (5, 1, 2)) -> Outputs:
     return op.Mul(_layer(op, "LSTM", x), op.weight(3))
 
