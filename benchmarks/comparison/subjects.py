@@ -76,10 +76,15 @@ def _others(folder: Path) -> Iterator[Subject]:
 
 
 def _exports() -> Iterator[Subject]:
-    """The export matrix: ``<network>.<exporter>.onnx`` in the folder BNFOLD_EXPORTS, or in the cache."""
+    """The export matrix: ``<network>.<exporter>.onnx`` in the folder BNFOLD_EXPORTS, or in the cache.
+
+    Of an exporter's two forms the one that users get: not "-raw", its own optimizer off, nor "-static".
+    """
     folder = Path(os.environ.get("BNFOLD_EXPORTS", CACHE / "exports"))
     for path in sorted(folder.glob("*.*.onnx")):
-        yield Subject(path.stem, f"exported by {path.stem.rpartition('.')[2]}", path)
+        exporter = path.stem.rpartition(".")[2]
+        if not exporter.endswith(("-raw", "-static")):
+            yield Subject(path.stem, f"exported by {exporter}", path)
 
 
 def _patterns(folder: Path) -> Iterator[Subject]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import twin
 import bnfold
 from bnfold import files
 
-from .executed import executed, remaining, session
+from .executed import executed, remaining, session, written
 from .reference import Array, Reference, error_of
 from .subjects import Subject
 
@@ -75,6 +75,7 @@ class Workshop:
 
     subject: Subject
     folder: Path
+    _known: dict[str, tuple[dict[str, str], int]] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Where a variant's model is."""
@@ -155,14 +156,20 @@ class Workshop:
             variant.operators = _operators(path)
             variant.nodes, variant.bytes = sum(variant.operators.values()), _bytes(path)
             outputs = session(path, "off").run(None, self._reference.feeds)
-            variant.executed = {level: executed(path, level) for level in LEVELS}
-            variant.remaining = remaining(path)
+            variant.executed, variant.remaining = self._executed(path)
         except Exception as error:
             variant.failure = f"ONNX Runtime: {str(error).splitlines()[0]}"[:200]
             return variant
         if variant.name != TWIN:
             self._compare(variant, outputs)
         return variant
+
+    def _executed(self, path: Path) -> tuple[dict[str, str], int]:
+        """What comes of a graph when it is loaded, asked once of each graph."""
+        graph = written(path)
+        if graph not in self._known:
+            self._known[graph] = {level: executed(path, level) for level in LEVELS}, remaining(path)
+        return self._known[graph]
 
     def _compare(self, variant: Variant, outputs: list[Array]) -> None:
         """Judge by float64; where onnx cannot compute that, by the original's own outputs."""
