@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +54,7 @@ class RandomGraph:
 
     def __init__(self, random: random.Random) -> None:
         self.random = random
-        self.opset = random.randint(7, 24)
+        self.opset = random.randint(7, onnx.defs.onnx_opset_version())
         dtype = random.choice(_DTYPES)
         self.op = Graph(self.opset, dtype)
         self.dtype = dtype
@@ -683,6 +684,9 @@ def _pool(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     kernel, attributes, counts = window
     if op_type == "AveragePool" and g.maybe(0.5):
         attributes["count_include_pad"] = 1
+    if "pads" in attributes and g.opset >= 10 and g.maybe(0.3):
+        attributes["ceil_mode"] = 1
+        counts = [_ceiled(x, axis, kernel, attributes) for axis in range(len(kernel))]
     name = g.op.node(op_type, x.name, kernel_shape=kernel, **attributes)
     return Tensor(name, (*x.shape[:2], *counts), (*x.static[:2], *(True for _ in counts)))
 
@@ -720,6 +724,14 @@ def _resize(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     else:
         given = ["", g.op.const([scales[a] for a in chosen], TensorProto.FLOAT)]
     return Tensor(g.op.node(op_type, x.name, *given, **attributes), shape, x.static)
+
+
+def _ceiled(x: Tensor, axis: int, kernel: list[int], given: dict[str, Any]) -> int:
+    """How many windows there are if the last may reach beyond the end, but not begin there."""
+    size, stride, pads = x.shape[axis + 2], given["strides"][axis], given["pads"]
+    room = size + pads[axis] + pads[axis + len(kernel)] - kernel[axis]
+    count = int(-(-room // stride)) + 1
+    return count - ((count - 1) * stride >= size + pads[axis])
 
 
 @writes("DepthToSpace", "SpaceToDepth")

@@ -443,6 +443,8 @@ def lone_nodes(example: str) -> list[Lone]:
             given = {i: values[name] for i, name in enumerate(node.input) if name}
             constants = {i: array for i, array in given.items() if node.input[i] in stored}
             data = {i: array for i, array in given.items() if i not in constants}
+            if all(array.dtype.kind in "iub" for array in given.values()):
+                continue  # shapes, which no map ever reaches
             found.append(lone(Becomes(node.op_type, attributes_of(node)), node, data, constants, model))
     return found
 

@@ -234,6 +234,21 @@ def kept_axes(op: Graph, x: Input = ("N", 3, "H", "W")) -> Outputs:
     return op.batch_norm(y, channels=4)
 
 
+@folds
+def channel_shuffle(op: Graph, x: Input = ("N", 3, 4, 5)) -> Outputs:
+    y = op.Reshape(op.Conv(x, op.weight(6, 3, 1, 1)), op.ints(-1, 2, 3, 4, 5))
+    y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3, 4]), op.ints(-1, 6, 4, 5))
+    return op.batch_norm(y)
+
+
+@folds
+def channel_shuffle_in_front(op: Graph, x: Input = ("N", 6, "H", "W")) -> Outputs:
+    sizes = op.Slice(op.Shape(x), op.ints(2), op.ints(4))
+    y = op.Reshape(op.batch_norm(x), op.Concat(op.ints(-1, 3, 2), sizes, axis=0))
+    y = op.Transpose(y, perm=[0, 2, 1, 3, 4])
+    return op.Conv(op.Reshape(y, op.Concat(op.ints(-1, 6), sizes, axis=0)), op.weight(4, 6, 1, 1))
+
+
 @refuses(Reason.MIXED_AXES)
 def flattened_channels_first(op: Graph, x: Input = (2, 2, 2, 3)) -> Outputs:
     y = op.Reshape(op.Conv(x, op.weight(2, 2, 1, 1)), op.ints(2, 3, 4))
