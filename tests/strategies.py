@@ -302,6 +302,15 @@ def _arithmetic(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(g.op.node(op_type, *names), shape, tuple(static))
 
 
+@writes("Quotient")
+def _divide(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Div of a tensor or a constant by a tensor that stays away from zero."""
+    below = g.op.Sigmoid(g.op.Sin((_partner(g, x) or x).name))
+    if g.maybe(0.7):
+        return g.node(x, "Div", x.name, below)
+    return g.node(x, "Mul", g.op.Div(g.const(g.numbers(())), below), x.name)
+
+
 @writes("Sum", "Mean", often=2)
 def _sum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     """Tensors and constants, as many as there are; without broadcasting before opset 8."""
