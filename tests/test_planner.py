@@ -222,8 +222,7 @@ def nobody_reads(op: Graph) -> str:
 
 @hazard(Reason.COSTS_A_NODE, "down", "MatMul")
 def one_shift_becomes_three(op: Graph) -> Sequence[str]:
-    y = op.Sigmoid(op.input("x", ("N", 5, 4)))
-    y = op.Add(op.Mul(y, op.weight(4)), op.weight(4))
+    y = op.Add(op.Sigmoid(op.input("x", ("N", 5, 4))), op.weight(4))
     return [op.Sigmoid(op.MatMul(y, op.weight(4, 6))) for _ in range(3)]
 
 

@@ -167,9 +167,12 @@ def test_folded_is_valid(example: Example) -> None:
 
 @named(REFUSES)
 def test_refused_is_untouched(example: Example) -> None:
-    """A refuses example comes back byte for byte, and the recorded reason is the one it names."""
+    """A refuses example comes back byte for byte, and the recorded reason is the one it names.
+
+    Rewrites that only replace one node by another, such as a shift that stays in front of padding, are off.
+    """
     model = example.model()
-    result = bnfold.fold(model, **example.options)
+    result = bnfold.fold(model, **{"portable": True, **example.options})
     untouched = ir.serde.serialize_model(ir.serde.deserialize_model(model))
     assert result.model.SerializeToString() == untouched.SerializeToString()
     assert not result.report.changed
@@ -202,7 +205,7 @@ def test_conditions_bear_load(example: Example) -> None:
     guards = {example.reason, *SECOND_GUARD.get(example.name, ())}
     try:
         with silenced(*guards), np.errstate(all="ignore"):
-            result = bnfold.fold(model, **example.options)
+            result = bnfold.fold(model, **{"portable": True, **example.options})
     except (ValueError, IndexError, InvalidModelError):
         return
     assert result.report.changed, f"{example.reason} is silenced and {set(reasons_of(result.report))} refuse"

@@ -18,6 +18,7 @@ from bnfold.core.tidy import tidy
 from bnfold.core.view import View, name_of
 from bnfold.core.walk.down import go_down
 from bnfold.core.walk.merge import merge
+from bnfold.core.walk.split import leave_shift, split
 from bnfold.core.walk.up import go_up
 from bnfold.report import Refusal, Report, Row
 
@@ -77,8 +78,11 @@ class Engine:
         writer = Writer(self.view)
         self._read_all()
         self._until_nothing_moves(writer, _HOMES)
+        self._until_nothing_moves(writer, {**_HOMES, Direction.SPLIT: split})
         if not self.view.portable:
             self._until_nothing_moves(writer, _TURNING)
+        self._until_nothing_moves(writer, {**_HOMES, Direction.SPLIT: leave_shift})
+        if not self.view.portable:
             self._until_nothing_moves(writer, {Direction.MERGE: merge})
         tidy(self.view, writer)
         writer.sweep()
@@ -136,8 +140,9 @@ class Engine:
                 self._carry_out(writer, plan)
                 return True
             except Blocked as blocked:
-                refusals.append(_refusal(direction, blocked))
-        if seed in self.rows and Direction.MERGE not in walks:
+                if direction in _HOMES:
+                    refusals.append(_refusal(direction, blocked))
+        if refusals and seed in self.rows and self.rows[seed].status == "kept":
             self.rows[seed].refusals = tuple(refusals)
         return False
 
@@ -148,6 +153,8 @@ class Engine:
         through = tuple(describe(node) for node in passed)
         self.touched |= plan.touched() | set(plan.path)
         rows = [self.rows[node] for node in plan.bypassed if node in self.rows]
+        if plan.seed in plan.restated and plan.seed in self.rows:
+            rows.append(self.rows[plan.seed])
         merged = plan.direction is Direction.MERGE
         if merged:
             rows += [self.rows[node] for node in plan.restated if node in self.rows]

@@ -26,6 +26,7 @@ class Direction(Enum):
 
     UP = "up"
     DOWN = "down"
+    SPLIT = "in parts"
     MERGE = "merge"
 
 
@@ -76,6 +77,16 @@ class Plan:
         for name, item in vars(self).items():
             if isinstance(item, (dict, list)):
                 setattr(twin, name, item.copy())
+        return twin
+
+    def joined(self, other: Plan) -> Plan:
+        """This plan with what another one does elsewhere."""
+        twin = self.copy()
+        for name, items in vars(other).items():
+            if isinstance(items, dict):
+                getattr(twin, name).update(items)
+            elif isinstance(items, list):
+                getattr(twin, name).extend(items)
         return twin
 
     def touched(self) -> set[ir.Node]:

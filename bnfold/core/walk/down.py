@@ -26,11 +26,15 @@ _MAX_DEPTH = 20
 
 def go_down(view: View, seed: ir.Node, turning: bool = False) -> Plan:
     """Plan to move the map of ``seed`` into the operators behind it; raises like ``go_up``."""
-    walk = _Down(view, Plan(seed, Direction.DOWN, turning))
     with at(seed):
         _, affine = view.read(seed)
-    walk.plan.bypassed.append(seed)
-    walk.spread(seed.outputs[0], affine)
+    return send_down(view, Plan(seed, Direction.DOWN, turning, bypassed=[seed]), seed.outputs[0], affine)
+
+
+def send_down(view: View, plan: Plan, value: ir.Value, affine: Affine) -> Plan:
+    """Extend a plan: the readers of ``value`` have to apply ``affine``; raises like ``go_up``."""
+    walk = _Down(view, plan)
+    walk.spread(value, affine)
     return walk.run()
 
 
@@ -125,8 +129,4 @@ class _Down:
             self.plan.stays[value] = shift
             return
         self.plan.changed.append(value)
-        for name, items in vars(found).items():
-            if isinstance(items, dict):
-                getattr(self.plan, name).update(items)
-            elif isinstance(items, list):
-                getattr(self.plan, name).extend(items)
+        self.plan = self.plan.joined(found)

@@ -13,10 +13,16 @@ from bnfold.core.walk import affine_of
 
 def merge(view: View, seed: ir.Node) -> Plan:
     """Plan to state the whole run of affine nodes that begins at ``seed`` as one; raises like ``go_up``."""
-    plan = Plan(seed, Direction.MERGE)
     with at(seed):
-        _, affine = view.read(seed)
         require(not view.portable, Reason.NO_GAIN)
+        run, affine = run_from(view, seed)
+        require(len(run) > 1, Reason.NO_GAIN)
+    return Plan(seed, Direction.MERGE, bypassed=run[:-1], restated={run[-1]: affine}, path=run[1:])
+
+
+def run_from(view: View, seed: ir.Node) -> tuple[list[ir.Node], Affine]:
+    """The affine nodes in a row from ``seed`` on, as far as one constant can hold them, and their map."""
+    _, affine = view.read(seed)
     node, run = seed, [seed]
     while (behind := _next_of_run(view, node)) is not None:
         joined = (behind[1] @ affine).collapsed()
@@ -24,10 +30,7 @@ def merge(view: View, seed: ir.Node) -> Plan:
             break
         node, affine = behind[0], joined
         run.append(node)
-    with at(seed):
-        require(len(run) > 1, Reason.NO_GAIN)
-    plan.bypassed, plan.restated, plan.path = run[:-1], {node: affine}, run[1:]
-    return plan
+    return run, affine
 
 
 def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:

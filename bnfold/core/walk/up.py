@@ -33,10 +33,9 @@ def go_up(view: View, seed: ir.Node, turning: bool = False) -> Plan:
     Raises:
         Blocked: with the reason and the node that refused.
     """
-    walk = _Up(view, Plan(seed, Direction.UP, turning))
     with at(seed):
-        walk.bypass(seed, Affine.of())
-    plan = walk.run()
+        _, affine = view.read(seed)
+    plan = send_up(view, Plan(seed, Direction.UP, turning, bypassed=[seed]), seed, affine)
     with at(seed):
         _check_heir(view, plan)
     return plan
@@ -51,6 +50,14 @@ def edit(view: View, plan: Plan, node: ir.Node, params: Mapping[int, Affine]) ->
     with at(node):
         for index, affine in params.items():
             walk.edit(node, index, affine)
+    return walk.run()
+
+
+def send_up(view: View, plan: Plan, node: ir.Node, affine: Affine) -> Plan:
+    """Extend a plan: the data of the affine ``node`` have to become ``affine`` of what they are."""
+    walk = _Up(view, plan)
+    with at(node):
+        walk.demand(node, view.read(node)[0], affine.collapsed())
     return walk.run()
 
 
@@ -99,20 +106,19 @@ class _Up:
             node, outs = self._producer(max(self.wanted, key=self._place))
             if affine_of(self.view, node) is not None:
                 with at(node, node.outputs[0]):
-                    self.bypass(node, outs.only(0))
+                    self._bypass(node, outs.only(0))
                 continue
             for index in outs:
                 self._mark(node.outputs[index])
             self._pull(node, outs, left)
         return self.plan
 
-    def bypass(self, node: ir.Node, affine: Affine) -> None:
+    def _bypass(self, node: ir.Node, affine: Affine) -> None:
         """An affine node on the way vanishes, and what it did is demanded with the rest."""
         index, own = self.view.read(node)
-        if node is not self.plan.seed:
-            self.plan.path.append(node)
+        self.plan.path.append(node)
         self.plan.bypassed.append(node)
-        self._demand(node, index, (affine @ own).collapsed())
+        self.demand(node, index, (affine @ own).collapsed())
 
     def _place(self, value: ir.Value) -> float:
         producer = value.producer()
@@ -120,7 +126,7 @@ class _Up:
 
     def _mark(self, value: ir.Value) -> None:
         data = self.plan.seed.inputs[self.view.read(self.plan.seed)[0]]
-        if value is not data:
+        if value is not data or self.plan.direction is not Direction.UP:
             self.plan.changed.append(value)
 
     def _producer(self, value: ir.Value) -> tuple[ir.Node, Arriving]:
@@ -220,7 +226,7 @@ class _Up:
             for index, affine in moved.params.items():
                 self.edit(node, index, affine)
             for index, affine in moved.inputs.items():
-                self._demand(node, index, affine)
+                self.demand(node, index, affine)
 
     def edit(self, node: ir.Node, index: int, affine: Affine) -> None:
         """``node`` needs a constant input to become ``affine`` of what it is.
@@ -229,11 +235,11 @@ class _Up:
         """
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and self.view.constants.integers(value) is not None:
-            self._demand(node, index, affine)
+            self.demand(node, index, affine)
         else:
             self.plan.params[node, index] = affine
 
-    def _demand(self, node: ir.Node, index: int, affine: Affine) -> None:
+    def demand(self, node: ir.Node, index: int, affine: Affine) -> None:
         """``node`` needs its input to become ``affine`` of what it is."""
         value = node.inputs[index]
         assert value is not None

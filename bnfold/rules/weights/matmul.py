@@ -123,7 +123,7 @@ def vector_has_no_columns(op: Graph, x: Input = (2, 3, 3)) -> Outputs:
 
 @refuses(Reason.COSTS_A_NODE)
 def shift_for_each_reader(op: Graph, x: Input = ("N", 5, 4)) -> Outputs:
-    y = op.Add(op.Mul(op.Sigmoid(x), op.weight(4)), op.weight(4))
+    y = op.Add(op.Sigmoid(x), op.weight(4))
     return (
         op.MatMul(y, op.weight(4, 6)),
         op.MatMul(y, op.weight(4, 6)),
