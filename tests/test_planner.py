@@ -202,9 +202,9 @@ def map_in_a_body(op: Graph) -> str:
     return branch(op, lambda then: then.batch_norm(y, channels=3), lambda other: other.Tanh(x))
 
 
-@hazard(Reason.NO_RULE, "up", "LpNormalization")
+@hazard(Reason.NO_RULE, "up", "Trilu")
 def no_rule(op: Graph) -> str:
-    return op.batch_norm(op.LpNormalization(image(op)))
+    return op.batch_norm(op.Trilu(image(op)))
 
 
 @hazard(Reason.BRANCHES_DIFFER, "up", "Add")
