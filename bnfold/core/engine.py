@@ -39,6 +39,12 @@ _TURNING: dict[Direction, Walk] = {
     Direction.UP: partial(go_up, turning=True),
     Direction.DOWN: partial(go_down, turning=True),
 }
+# What finds no home in weights may still meet another affine node on the way, so that one of both is left.
+_MEETING: dict[Direction, Walk] = {
+    Direction.MERGE: merge,
+    Direction.UP: partial(go_up, meeting=True),
+    Direction.DOWN: partial(go_down, meeting=True),
+}
 
 
 @dataclass
@@ -77,13 +83,11 @@ class Engine:
         report.nodes_before = self._count()
         writer = Writer(self.view)
         self._read_all()
-        self._until_nothing_moves(writer, _HOMES)
-        self._until_nothing_moves(writer, {**_HOMES, Direction.SPLIT: split})
-        if not self.view.portable:
-            self._until_nothing_moves(writer, _TURNING)
-        self._until_nothing_moves(writer, {**_HOMES, Direction.SPLIT: leave_shift})
-        if not self.view.portable:
-            self._until_nothing_moves(writer, {Direction.MERGE: merge})
+        parts: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: split}
+        rest: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: leave_shift}
+        stages = [_HOMES, parts, rest] if self.view.portable else [_HOMES, parts, _TURNING, rest, _MEETING]
+        while any(self._until_nothing_moves(writer, walks) and walks is not _HOMES for walks in stages):
+            pass  # what a later stage moved may let an earlier one move more
         tidy(self.view, writer)
         writer.sweep()
         report.rows = [row for row in self.rows.values() if row.name]
@@ -109,8 +113,9 @@ class Engine:
                     refusal = Refusal("read", Reason.IN_FUNCTION, describe(node))
                     self.rows[node] = Row(name_of(node), node.op_type, refusals=(refusal,))
 
-    def _until_nothing_moves(self, writer: Writer, walks: dict[Direction, Walk]) -> None:
-        moved = True
+    def _until_nothing_moves(self, writer: Writer, walks: dict[Direction, Walk]) -> bool:
+        """Place whatever can be placed in these ways; says whether that was anything."""
+        moved, ever = True, False
         while moved:
             moved = False
             seeds = [node for node in self.view.nodes() if self._is_affine(node)]
@@ -118,6 +123,8 @@ class Engine:
                 self.progress(done, len(seeds))
                 if seed.graph is not None:
                     moved = self._place(writer, seed, walks) or moved
+            ever = ever or moved
+        return ever
 
     def _has_constant(self, node: ir.Node) -> bool:
         constants = self.view.constants
@@ -140,7 +147,7 @@ class Engine:
                 self._carry_out(writer, plan)
                 return True
             except Blocked as blocked:
-                if direction in _HOMES:
+                if direction in _HOMES and walks is not _MEETING:
                     refusals.append(_refusal(direction, blocked))
         if refusals and seed in self.rows and self.rows[seed].status == "kept":
             self.rows[seed].refusals = tuple(refusals)
@@ -155,7 +162,7 @@ class Engine:
         rows = [self.rows[node] for node in plan.bypassed if node in self.rows]
         if plan.seed in plan.restated and plan.seed in self.rows:
             rows.append(self.rows[plan.seed])
-        merged = plan.direction is Direction.MERGE
+        merged = bool(plan.restated) and not absorbed
         if merged:
             rows += [self.rows[node] for node in plan.restated if node in self.rows]
         _, affine = self.view.read(plan.seed)

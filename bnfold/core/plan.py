@@ -48,6 +48,7 @@ class Plan:
         seed: the affine node the walk began at.
         direction: the way it went.
         turning: whether an activation on the way may become an operator with constants of its own.
+        meeting: whether an affine node on the way takes the map, rather than going on with it.
         params: the map on each constant input that changes.
         becomes: nodes that turn into another operator.
         bypassed: affine nodes that vanish; their readers read their data input.
@@ -62,6 +63,7 @@ class Plan:
     seed: ir.Node
     direction: Direction
     turning: bool = False
+    meeting: bool = False
     params: dict[tuple[ir.Node, int], Affine] = field(default_factory=dict)
     becomes: dict[ir.Node, Becomes] = field(default_factory=dict)
     bypassed: list[ir.Node] = field(default_factory=list)
@@ -88,6 +90,20 @@ class Plan:
             elif isinstance(items, list):
                 getattr(twin, name).extend(items)
         return twin
+
+    def meets(self, node: ir.Node, own: Affine, coming: Affine, joined: Affine) -> bool:
+        """Let an affine node take the map that comes its way; False if the walk goes on with both.
+
+        Raises:
+            Refused: ``MIXED_AXES`` if one constant for both would be larger than two.
+        """
+        self.path.append(node)
+        if not self.meeting or joined.is_identity:
+            self.bypassed.append(node)
+            return False
+        require(joined.volume <= own.volume + coming.volume, Reason.MIXED_AXES)
+        self.restated[node] = joined
+        return True
 
     def touched(self) -> set[ir.Node]:
         """Every node the plan would change."""

@@ -24,11 +24,13 @@ from bnfold.core.walk.up import edit
 _MAX_DEPTH = 20
 
 
-def go_down(view: View, seed: ir.Node, turning: bool = False) -> Plan:
+def go_down(view: View, seed: ir.Node, turning: bool = False, meeting: bool = False) -> Plan:
     """Plan to move the map of ``seed`` into the operators behind it; raises like ``go_up``."""
     with at(seed):
         _, affine = view.read(seed)
-    return send_down(view, Plan(seed, Direction.DOWN, turning, bypassed=[seed]), seed.outputs[0], affine)
+    return send_down(
+        view, Plan(seed, Direction.DOWN, turning, meeting, bypassed=[seed]), seed.outputs[0], affine
+    )
 
 
 def send_down(view: View, plan: Plan, value: ir.Value, affine: Affine) -> Plan:
@@ -80,13 +82,13 @@ class _Down:
 
     def _pass(self, node: ir.Node, maps: Arriving, index: int, own: Affine) -> None:
         with at(node):
-            affine = (own @ maps.only(index)).collapsed()
-        self.plan.path.append(node)
-        if self.depth and not own.scales:
-            self.plan.restated[node] = affine
-        else:
-            self.plan.bypassed.append(node)
-            self.spread(node.outputs[0], affine)
+            coming = maps.only(index)
+            joined = (own @ coming).collapsed()
+            if self.depth and not own.scales:
+                self.plan.path.append(node)
+                self.plan.restated[node] = joined
+            elif not self.plan.meets(node, own, coming, joined):
+                self.spread(node.outputs[0], joined)
 
     def _push(self, node: ir.Node, maps: Arriving) -> None:
         with at(node):

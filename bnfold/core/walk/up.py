@@ -27,7 +27,7 @@ Use = tuple[ir.Node, int]
 _MAX_ATTEMPTS = 64
 
 
-def go_up(view: View, seed: ir.Node, turning: bool = False) -> Plan:
+def go_up(view: View, seed: ir.Node, turning: bool = False, meeting: bool = False) -> Plan:
     """Plan to move the map of ``seed`` into the operators in front of it.
 
     Raises:
@@ -35,7 +35,7 @@ def go_up(view: View, seed: ir.Node, turning: bool = False) -> Plan:
     """
     with at(seed):
         _, affine = view.read(seed)
-    plan = send_up(view, Plan(seed, Direction.UP, turning, bypassed=[seed]), seed, affine)
+    plan = send_up(view, Plan(seed, Direction.UP, turning, meeting, bypassed=[seed]), seed, affine)
     with at(seed):
         _check_heir(view, plan)
     return plan
@@ -106,19 +106,21 @@ class _Up:
             node, outs = self._producer(max(self.wanted, key=self._place))
             if affine_of(self.view, node) is not None:
                 with at(node, node.outputs[0]):
-                    self._bypass(node, outs.only(0))
+                    self._pass(node, outs.only(0))
                 continue
             for index in outs:
                 self._mark(node.outputs[index])
             self._pull(node, outs, left)
         return self.plan
 
-    def _bypass(self, node: ir.Node, affine: Affine) -> None:
-        """An affine node on the way vanishes, and what it did is demanded with the rest."""
+    def _pass(self, node: ir.Node, affine: Affine) -> None:
+        """An affine node vanishes, and what it did is demanded with the rest, or it takes the map."""
         index, own = self.view.read(node)
-        self.plan.path.append(node)
-        self.plan.bypassed.append(node)
-        self.demand(node, index, (affine @ own).collapsed())
+        joined = (affine @ own).collapsed()
+        if self.plan.meets(node, own, affine, joined):
+            self._mark(node.outputs[0])
+        else:
+            self.demand(node, index, joined)
 
     def _place(self, value: ir.Value) -> float:
         producer = value.producer()
