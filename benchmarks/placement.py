@@ -9,16 +9,15 @@ the equations have a solution with all scales where they must be positive.
 
     python benchmarks/placement.py --graphs 400 --seed 0 [--write]
 
-Copies of layers are not part of the search. Maps that other readers undo are: bnfold refuses those, and says so
-(INVERSE_FOR_SIBLINGS). With --write the result goes into
-docs/placement.md.
+Copies of layers and branches that become one are not part of the search, so bnfold may leave fewer. Maps that
+other readers undo are: bnfold refuses those, and says so (INVERSE_FOR_SIBLINGS). With --write the result goes
+into docs/placement.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -290,26 +289,20 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the result into docs/placement.md")
     asked = parser.parse_args()
     results = {seed: compared(seed) for seed in range(asked.seed, asked.seed + asked.graphs)}
-    there, left, least = (
-        sum(getattr(r, name) for r in results.values()) for name in ("there", "left", "least")
-    )
     worse = {seed: r for seed, r in results.items() if r.left > r.least}
-    better = [seed for seed, r in results.items() if r.left < r.least]
-    undone = [seed for seed, r in worse.items() if r.inverse]
+    listed = [
+        f"* seed {s}, {r.left} against {r.least}: `{described(s)}`" for s, r in worse.items() if not r.inverse
+    ]
+    better = sum(r.left < r.least for r in results.values())
     lines = [
-        f"{asked.graphs} graphs from seed {asked.seed} with {there} affine nodes: bnfold leaves {left}, "
-        f"the search {least}. bnfold leaves more in {len(worse)} graphs; in {len(undone)} of them it says "
-        "INVERSE_FOR_SIBLINGS. The others:",
+        f"{asked.graphs} graphs from seed {asked.seed} with {sum(r.there for r in results.values())} affine nodes:",
+        f"bnfold leaves {sum(r.left for r in results.values())}, the search "
+        f"{sum(r.least for r in results.values())}. bnfold leaves more in {len(worse)} graphs; in "
+        f"{len(worse) - len(listed)} of them it says INVERSE_FOR_SIBLINGS. It leaves fewer in {better}.",
         "",
-        *(
-            f"* seed {seed}, {r.left} against {r.least}: `{described(seed)}`"
-            for seed, r in worse.items()
-            if not r.inverse
-        ),
+        *(["The others:", "", *listed] if listed else []),
     ]
     print("\n".join(lines))
-    if better:
-        sys.exit(f"the search misses placements that bnfold found: {better}")
     if asked.write:
         before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
         _PAGE.write_text(_MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
