@@ -265,6 +265,11 @@ class Result:
     least: int
     inverse: bool
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """All three counts."""
+        return self.there, self.left, self.least
+
 
 def compared(seed: int) -> Result:
     """Fold a random graph, and search for the best placement."""
@@ -290,17 +295,14 @@ def main() -> None:
     asked = parser.parse_args()
     results = {seed: compared(seed) for seed in range(asked.seed, asked.seed + asked.graphs)}
     worse = {seed: r for seed, r in results.items() if r.left > r.least}
-    listed = [
-        f"* seed {s}, {r.left} against {r.least}: `{described(s)}`" for s, r in worse.items() if not r.inverse
-    ]
-    better = sum(r.left < r.least for r in results.values())
+    others = {seed: r for seed, r in worse.items() if not r.inverse}
+    there, left, least = (sum(column) for column in zip(*(r.counts for r in results.values()), strict=True))
     lines = [
-        f"{asked.graphs} graphs from seed {asked.seed} with {sum(r.there for r in results.values())} affine nodes:",
-        f"bnfold leaves {sum(r.left for r in results.values())}, the search "
-        f"{sum(r.least for r in results.values())}. bnfold leaves more in {len(worse)} graphs; in "
-        f"{len(worse) - len(listed)} of them it says INVERSE_FOR_SIBLINGS. It leaves fewer in {better}.",
+        f"{asked.graphs} graphs from seed {asked.seed} with {there} affine nodes: bnfold leaves {left}, the",
+        f"search {least}. bnfold leaves more in {len(worse)} graphs; in {len(worse) - len(others)} of them it says",
+        f"INVERSE_FOR_SIBLINGS. It leaves fewer in {sum(r.left < r.least for r in results.values())}.",
         "",
-        *(["The others:", "", *listed] if listed else []),
+        *(f"* seed {seed}, {r.left} against {r.least}: `{described(seed)}`" for seed, r in others.items()),
     ]
     print("\n".join(lines))
     if asked.write:
