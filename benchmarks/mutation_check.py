@@ -1,0 +1,348 @@
+"""Change the rules and the planner in small ways, one at a time, and see whether the tests notice.
+
+    python benchmarks/mutation_check.py --mutants 300 --seed 0 [-j 1] [--minutes 40] [--write]
+
+A mutant is one change of one expression in ``bnfold/core`` or ``bnfold/rules``: a comparison, an
+arithmetic operator, a boolean, a number, a condition or a statement that is left out. The same seed draws
+the same mutants. Each runs in a fork of this process, which has loaded everything but bnfold, with the
+tests that a mutant of its room is most likely to fail first, until one fails; one that runs for more than
+a minute counts as noticed. Results are kept as they come, so that the script goes on where it was stopped.
+With --write the page docs/mutation.md gets the figures and every survivor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import importlib.abc
+import importlib.util
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import ModuleType
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "mutation.md"
+DATA = ROOT / "benchmarks" / "results" / "mutation.json"
+MARK = "<!-- mutation -->"
+TIMEOUT = 60
+
+# Examples are tests themselves; reasons are texts.
+LEFT_OUT = {"reasons.py", "example.py", "__init__.py"}
+
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.MatMult: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        path: of the file, from the root of the project.
+        place: the number of the change among all changes of the file.
+        line: where it is.
+        before: the expression or statement.
+        after: what it becomes.
+    """
+
+    path: str
+    place: int
+    line: int
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        """As the results call it."""
+        return f"{self.path}:{self.line} ({self.place}) {self.before} → {self.after}"
+
+
+# ---------------------------------------------------------------- what can be changed
+
+
+def changes(node: ast.AST) -> Iterator[Callable[[], ast.AST | None]]:
+    """Every way to change one node: each returns the new one, or None to leave a statement out."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        yield lambda: _with(node, ops=[COMPARISONS[type(node.ops[0])](), *node.ops[1:]])
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        yield lambda: _with(node, op=ARITHMETIC[type(node.op)]())
+    if isinstance(node, ast.BoolOp):
+        yield lambda: _with(node, op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
+        yield from ((lambda kept=kept: kept) for kept in node.values)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
+        yield lambda: node.operand
+    if isinstance(node, (ast.If, ast.IfExp)):
+        yield lambda: _with(node, test=ast.UnaryOp(ast.Not(), node.test))
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        value = (not node.value) if isinstance(node.value, bool) else node.value + 1
+        yield lambda: ast.Constant(value)
+    if isinstance(node, (ast.Expr, ast.AugAssign)) and not _is_text(node):
+        yield lambda: None
+    if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
+        yield lambda: _with(node, value=ast.Constant(None))
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    twin = copy.copy(node)
+    for name, value in fields.items():
+        setattr(twin, name, value)
+    return twin
+
+
+def sites(tree: ast.Module) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
+    """Every node of a file's functions with where it hangs: its parent, the field, the place in a list."""
+    for parent in _code(tree):
+        for field, value in ast.iter_fields(parent):
+            if field in ("annotation", "returns", "decorator_list", "type_params", "keywords"):
+                continue
+            children = value if isinstance(value, list) else [value]
+            for place, child in enumerate(children):
+                if isinstance(child, (ast.expr, ast.stmt)):
+                    yield parent, field, place if isinstance(value, list) else None, child
+
+
+def _code(tree: ast.Module) -> Iterator[ast.AST]:
+    """The inner nodes of a file's functions and of its tables, without its examples."""
+    pending: list[ast.AST] = [top for top in tree.body if not _is_example(top)]
+    while pending:
+        node = pending.pop(0)
+        if isinstance(node, (ast.expr, ast.stmt)):
+            yield node
+        pending.extend(
+            child
+            for name, value in ast.iter_fields(node)
+            if name not in ("annotation", "returns", "decorator_list")
+            for child in (value if isinstance(value, list) else [value])
+            if isinstance(child, ast.AST)
+        )
+
+
+def _is_example(node: ast.AST) -> bool:
+    decorators = [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+    return any(each.startswith(("folds", "refuses")) for each in decorators)
+
+
+def mutated(source: str, wanted: int | None = None) -> list[tuple[int, str, str, str]]:
+    """The changes of a file: line, before, after, and for the ``wanted`` one the new source."""
+    tree, found = ast.parse(source), []
+    for parent, field, place, child in sites(tree):
+        for change in changes(child):
+            new = change()
+            before, after = ast.unparse(child), "nothing" if new is None else ast.unparse(new)
+            whole = ""
+            if wanted == len(found):
+                put = ast.Pass() if new is None else new
+                _put(parent, field, place, put)
+                whole = ast.unparse(ast.fix_missing_locations(tree))
+                _put(parent, field, place, child)
+            found.append((child.lineno, _short(before), _short(after), whole))
+    return found
+
+
+def _put(parent: ast.AST, field: str, place: int | None, child: ast.AST) -> None:
+    if place is None:
+        setattr(parent, field, child)
+    else:
+        getattr(parent, field)[place] = child
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
+def drawn(count: int, seed: int) -> list[Mutant]:
+    """As many mutants, of all there are, drawn without return."""
+    files = [*ROOT.glob("bnfold/core/**/*.py"), *ROOT.glob("bnfold/rules/**/*.py")]
+    everything = [
+        Mutant(str(path.relative_to(ROOT)), place, line, before, after)
+        for path in sorted(files)
+        if path.name not in LEFT_OUT
+        for place, (line, before, after, _) in enumerate(mutated(path.read_text(encoding="utf-8")))
+    ]
+    return random.Random(seed).sample(everything, min(count, len(everything)))
+
+
+# ---------------------------------------------------------------- running the tests
+
+
+class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from other source."""
+
+    def __init__(self, name: str, source: str, path: Path) -> None:
+        self.name, self.source, self.path = name, source, path
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        """Only the mutated module is ours."""
+        return (
+            importlib.util.spec_from_loader(name, self, origin=str(self.path)) if name == self.name else None
+        )
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the changed source; ``inspect`` still sees the file."""
+        module.__file__ = str(self.path)
+        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
+
+
+def tests_for(mutant: Mutant) -> list[list[str]]:
+    """Runs of pytest, the likeliest to fail first."""
+    stem = Path(mutant.path).parent.name + "." + Path(mutant.path).stem
+    rules = ["tests/test_rules.py"]
+    planner = [
+        "tests/test_planner.py",
+        "tests/test_sharing.py",
+        "tests/test_parts.py",
+        "tests/test_functions.py",
+    ]
+    rest = ["tests/test_constants.py", "tests/test_rounding.py", "tests/test_quantized.py"]
+    random_graphs = [["tests/test_random_graphs.py"], ["tests/test_placement.py"]]
+    if mutant.path.startswith("bnfold/rules"):
+        return [[*rules, "-k", stem], rules, *random_graphs, planner]
+    return [planner, [*rules, "-k", "affine_nodes or outputs_stay or untouched"], rest, *random_graphs, rules]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Run the tests on a mutant, in this process; what is printed is dropped."""
+    import pytest
+
+    path = ROOT / mutant.path
+    source = mutated(path.read_text(encoding="utf-8"), mutant.place)[mutant.place][3]
+    name = ".".join(Path(mutant.path).with_suffix("").parts)
+    sys.meta_path.insert(0, Replaced(name, source, path))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+    for chosen in tests_for(mutant):
+        existing = [each for each in chosen if not each.startswith("tests/") or (ROOT / each).exists()]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if pytest.main([*options, *existing]) not in (0, 5):
+                return False
+    return True
+
+
+def outcome(mutant: Mutant) -> str:
+    """Fork, and wait for the verdict: "survived", "killed" or "timeout"."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            code = 0 if survives(mutant) else 1
+        os._exit(code)
+    until = time.monotonic() + TIMEOUT
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "survived" if status == 0 else "killed"
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+def preload() -> None:
+    """Load what every test needs, so that a fork has it; nothing of bnfold."""
+    import hypothesis  # noqa: F401
+    import onnx.reference  # noqa: F401
+    import onnx_ir.passes.common  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.optimize  # noqa: F401
+
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    os.chdir(ROOT)
+    assert "bnfold" not in sys.modules
+
+
+def main() -> None:
+    """Print one line per survivor, and the share of mutants that the tests notice."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mutants", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-j", "--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=40.0, help="stop after so long; run again to go on")
+    parser.add_argument("--again", action="store_true", help="forget the results that are there")
+    parser.add_argument("--write", action="store_true", help="put the result into docs/mutation.md")
+    asked = parser.parse_args()
+    known = {} if asked.again or not DATA.exists() else json.loads(DATA.read_text(encoding="utf-8"))
+    mutants, until = drawn(asked.mutants, asked.seed), time.monotonic() + 60 * asked.minutes
+    preload()
+    lock = Lock()
+
+    def judge(mutant: Mutant) -> None:
+        if mutant.name not in known and time.monotonic() < until:
+            what = outcome(mutant)
+            if what == "survived":
+                print(mutant.name, flush=True)
+            with lock:
+                known[mutant.name] = what
+                keep(known)
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(judge, mutants))
+    lines = report(mutants, known)
+    print("\n".join(lines))
+    if asked.write:
+        before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
+        PAGE.write_text(MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
+
+
+def keep(known: dict[str, str]) -> None:
+    """Write what is known so far."""
+    DATA.parent.mkdir(exist_ok=True)
+    DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def report(mutants: list[Mutant], known: dict[str, str]) -> list[str]:
+    """What came out, in Markdown."""
+    judged = {mutant.name: known[mutant.name] for mutant in mutants if mutant.name in known}
+    counts = Counter(judged.values())
+    killed = counts["killed"] + counts["timeout"]
+    head = (
+        f"{len(judged)} mutants of {len(mutants)} drawn: {killed} noticed "
+        f"({100 * killed / max(1, len(judged)):.1f} %), {counts['timeout']} of them by running on and on; {counts['survived']} survived."
+    )
+    return [head, "", *(f"* `{name}`" for name, what in judged.items() if what == "survived")]
+
+
+if __name__ == "__main__":
+    main()
