@@ -42,6 +42,10 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append("That nothing else changes them is shown against the model with these γ at 0.")
     if report.constant_bytes > 0:
         lines.append(f"Shared or generated weights were written out: {_bytes(report.constant_bytes)} more.")
+    if report.bias_rounding:
+        lines.append(
+            f"int32 biases are whole steps of their scales: rounded by {report.bias_rounding:.2g} at most."
+        )
     if report.inlined:
         lines.append(f"Inlined because they hold maps that fold: {_list(tuple(report.inlined))}.")
     if report.converted:

@@ -161,6 +161,8 @@ class Report:
         seconds: wall time of the fold itself.
         inlined: the model-local functions that were inlined because a map of theirs folds.
         constant_bytes: by how many bytes the stored constants grew (negative: shrank).
+        bias_rounding: by how much, at most, an int32 bias was rounded to whole steps of its scale; 0 if
+            none was.
         overridable: how many refusals ``--freeze-initializers`` would lift.
         training: how many refusals ``--to-inference`` would lift.
         converted: how many nodes were taken out of training mode before.
@@ -176,6 +178,7 @@ class Report:
     nodes_after: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     constant_bytes: int = 0
+    bias_rounding: float = 0.0
     inlined: list[str] = field(default_factory=list)
     converted: int = 0
     branches: list[Branches] = field(default_factory=list)
@@ -252,6 +255,7 @@ class Report:
             nodes_after=later.nodes_after,
             seconds=self.seconds + later.seconds,
             constant_bytes=self.constant_bytes + later.constant_bytes,
+            bias_rounding=max(self.bias_rounding, later.bias_rounding),
             inlined=self.inlined + later.inlined,
             converted=self.converted + later.converted,
             branches=settled + later.branches if later.branches else self.branches,
@@ -272,6 +276,7 @@ class Report:
             "nodes_before": dict(self.nodes_before),
             "nodes_after": dict(self.nodes_after),
             "constant_bytes": self.constant_bytes,
+            "bias_rounding": self.bias_rounding,
             "inlined": list(self.inlined),
             "rows": [row.to_dict() for row in self.rows],
             "branches": [each.to_dict() for each in self.branches],

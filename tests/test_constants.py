@@ -18,6 +18,7 @@ from truth import onnx_runtime, truth
 
 import bnfold
 from bnfold.core.constants import Constants
+from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 
@@ -776,3 +777,13 @@ def test_damaged_tensors(change: Callable[[ModelProto], None]) -> None:
         except (InvalidModelError, UnreadableModelError):
             return
     assert op_types(result.model) == op_types(original)
+
+
+def test_tied_embedding_is_written_twice() -> None:
+    """A table that embeds tokens and projects onto them takes a map in one place; the file grows by it."""
+    op = Graph(17)
+    tokens, table = op.input("tokens", ("N", 5), TensorProto.INT64), op.weight(8, 4)
+    y = op.Add(op.Mul(op.Gather(table, tokens), op.positive(4)), op.weight(4))
+    result = bnfold.fold(op.finish([op.MatMul(op.Softmax(y), op.Transpose(table))]))
+    assert [node.op_type for node in result.model.graph.node] == ["Gather", "Softmax", "Transpose", "MatMul"]
+    assert result.report.constant_bytes == 4 * (8 * 4 - 2 * 4)

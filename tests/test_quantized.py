@@ -165,13 +165,15 @@ def test_int32_bias_is_rounded_by_half_a_step() -> None:
     (seed,) = (node for node in view.nodes() if node.op_type == "BatchNormalization")
     _, affine = view.read(seed)
     scale, shift = affine.along(1, 4)
-    folded = bnfold.fold(model).model
+    result = bnfold.fold(model)
+    folded = result.model
     (node,) = (node for node in folded.graph.node if node.output[0].startswith(bias))
     steps, step = stored(folded, list(node.input))
     assert steps.dtype == np.int32
     np.testing.assert_allclose(step, scale * np.float32(1e-4), rtol=1e-6)
     exact = (scale * np.array([5000, -7, 0, 90000]) * np.float64(np.float32(1e-4)) + shift) / step
     assert np.abs(steps - exact).max() <= 0.5 + 1e-2
+    assert result.report.bias_rounding == pytest.approx(step.max() / 2, rel=1e-6)
 
 
 def test_shared_weights_are_copied() -> None:

@@ -169,12 +169,19 @@ class Engine:
         name = name_of(plan.seed)
         copied = tuple(describe(node) for node in plan.copies)
         changes, left = writer.carry_out(plan)
+        self.report.bias_rounding = max(self.report.bias_rounding, self._bias_rounding(plan))
         self.folds.append(Fold(name, plan.direction.value, affine, changes))
         for row in rows:
             row.status = "merged" if merged else "folded"
             row.direction = "" if merged else plan.direction.value
             row.into, row.through, row.refusals = into, through, ()
             row.leaves, row.copies = tuple(describe(node) for node in left), copied
+
+    def _bias_rounding(self, plan: Plan) -> float:
+        """Half the largest step of the int32 constants that a plan changed."""
+        sites = (self.view.site(node) for node, index in plan.params if index == 0)
+        whole = [site for site in sites if site.is_const(0) and site.const(0).dtype is ir.DataType.INT32]
+        return max((float(site.const(1).exact.max(initial=0.0)) / 2 for site in whole), default=0.0)
 
     def _count(self) -> dict[str, int]:
         return dict(sorted(Counter(node.op_type for node in self.view.nodes()).items()))
