@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def _read(path: Path) -> Data:
 
 
 def _rounded(value: Any) -> Any:
-    """With as many digits as mean something."""
+    """With as many digits as mean something; None for what is infinite."""
     if isinstance(value, float):
-        return float(f"{value:.4g}")
+        return float(f"{value:.4g}") if isfinite(value) else None
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value

@@ -20,9 +20,9 @@ OPTIONS = {"svg.fonttype": "none", "svg.hashsalt": "bnfold", "font.size": 8.5, "
 
 def draw(data: Data, folder: Path) -> None:
     """Write all figures."""
-    folder.mkdir(parents=True, exist_ok=True)
     import matplotlib
 
+    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(OPTIONS):
         for name, (figure, seen) in FIGURES.items():
             if rows := seen(data):

@@ -17,6 +17,19 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE, DETAILS, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks", DOCS / "figures"
 MARK = "<!-- comparison: written by benchmarks/compare.py -->"
 _COLUMNS = [ORIGINAL, *PEERS, BNFOLD]
+_HEADER = [
+    "",
+    "left",
+    "nodes",
+    "all",
+    "off",
+    "load",
+    "size",
+    "memory",
+    "error",
+    "optimizer: time",
+    "its memory",
+]
 _MEGABYTE = 1e6
 _LEGEND = """\
 Written by `python benchmarks/compare.py page`; [benchmarks.md](../benchmarks.md) says how it was measured.
@@ -104,20 +117,7 @@ def _details(title: str, models: list[Result]) -> Iterator[str]:
     for model in models:
         yield f"## {model.name}\n"
         yield f"{': '.join(filter(None, (model.data['group'], model.data['about'])))}\n"
-        header = [
-            "",
-            "left",
-            "nodes",
-            "all",
-            "off",
-            "load",
-            "size",
-            "memory",
-            "error",
-            "optimizer: time",
-            "memory",
-        ]
-        yield from _table(header, (_row(model, name) for name in (TWIN, *_COLUMNS)))
+        yield from _table(_HEADER, (_row(model, name) for name in (TWIN, *_COLUMNS)))
         yield ""
 
 

@@ -136,7 +136,8 @@ class Workshop:
             return peers.Ran(**json.loads(record.read_text()))
         shutil.rmtree(folder, ignore_errors=True)
         ran = peers.optimize(name, self.subject.path, self.path(name))
-        record.write_text(json.dumps(asdict(ran)))
+        if ran.seconds is not None:  # one that was stopped may have been unlucky
+            record.write_text(json.dumps(asdict(ran)))
         return ran
 
     def _written(self, name: str, make: Callable[[], Any]) -> Variant:
