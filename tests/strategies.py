@@ -907,6 +907,68 @@ def _gather_nd(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(name, (count, *x.shape[depth:]), (True, *x.static[depth:]))
 
 
+@writes("Sum", often=3)
+def _branches(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Branches of one tensor that are added, as networks are trained with: most of them linear."""
+    write = _image_branch if x.is_image() and prod(x.shape) < 500 else _dense_branch
+    if x.rank < 2 or (write is _dense_branch and not x.static[-1]):
+        return None
+    strides = [g.random.choice([1, 1, 1, 2]) for _ in x.shape[2:]]
+    width = x.shape[1] if write is _image_branch else x.shape[-1]
+    count = width if g.maybe(0.7) else g.random.choice([2, 3])
+    parts = [write(g, x, count, strides) for _ in range(g.random.choice([2, 2, 3, 4]))]
+    if write is _image_branch:
+        sizes = [-(-n // s) for n, s in zip(x.shape[2:], strides, strict=True)]
+        shape, static = (x.shape[0], count, *sizes), (x.static[0], True, *(True for _ in sizes))
+    else:
+        shape, static = (*x.shape[:-1], count), x.static
+    if g.maybe(0.3) and g.opset >= 8:
+        return Tensor(g.op.Sum(*parts), shape, static)
+    while len(parts) > 1:
+        first, second, *rest = g.random.sample(parts, len(parts))
+        parts = [g.op.node("Sub" if g.maybe(0.2) else "Add", first, second), *rest]
+    return Tensor(parts[0], shape, static)
+
+
+def _image_branch(g: RandomGraph, x: Tensor, filters: int, strides: list[int]) -> str:
+    """A convolution, an average or a map, all with their centres on the same positions."""
+    channels, rank = x.shape[1], x.rank - 2
+    kernel, steps = (
+        [g.random.choice([1, 1, 3]) for _ in strides],
+        [g.random.choice([1, 1, 2]) for _ in strides],
+    )
+    halves = [k // 2 * d for k, d in zip(kernel, steps, strict=True)]
+    if filters == channels and strides == [1] * rank and g.maybe(0.4):
+        return g.random.choice([x, *[_batch_norm(g, "BatchNormalization", x) or x] * 2]).name
+    if filters == channels and g.maybe(0.15):
+        pooled = g.op.AveragePool(
+            x.name, kernel_shape=[3] * rank, strides=strides, pads=[1] * (2 * rank), count_include_pad=1
+        )
+        return str(pooled)
+    groups = g.random.choice([1, channels]) if filters % channels == 0 else 1
+    weight = g.weight(filters, channels // groups, *kernel, summed=channels // groups * prod(kernel))
+    bias = [g.const(g.values.normal(size=filters))] if g.maybe(0.5) else []
+    pads = {"auto_pad": "SAME_UPPER"} if strides == [1] * rank and g.maybe(0.1) else {"pads": halves * 2}
+    y = g.op.Conv(x.name, weight, *bias, group=groups, strides=strides, dilations=steps, **pads)
+    made = Tensor(y, (x.shape[0], filters, *x.shape[2:]), x.static)
+    if g.maybe(0.4):
+        made = _batch_norm(g, "BatchNormalization", made) or made
+    return str(g.op.Relu(made.name) if g.maybe(0.1) else made.name)
+
+
+def _dense_branch(g: RandomGraph, x: Tensor, columns: int, strides: list[int]) -> str:
+    """A dense layer, two in a row, or a map."""
+    size = x.shape[-1]
+    if columns == size and g.maybe(0.3):
+        return str(g.op.Mul(x.name, g.const(g.numbers((size,)))) if g.maybe(0.7) else x.name)
+    middle = g.random.choice([1, 2, 4])
+    y = x.name
+    if g.maybe(0.3):
+        y, size = g.op.MatMul(y, g.weight(size, middle, summed=size)), middle
+    y = g.op.MatMul(y, g.weight(size, columns, summed=size))
+    return str(g.op.Add(y, g.const(g.values.normal(size=columns))) if g.maybe(0.4) else y)
+
+
 def _alike(t: Tensor, x: Tensor, but: int) -> bool:
     axes = [axis for axis in range(x.rank) if axis != but]
     return all(t.shape[axis] == x.shape[axis] and t.static[axis] == x.static[axis] for axis in axes)

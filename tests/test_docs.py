@@ -32,6 +32,16 @@ def test_what_measuring_costs_is_what_was_measured(monkeypatch: pytest.MonkeyPat
     assert shown == (measured or "not measured yet")
 
 
+def test_branches_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of ``docs/branches.md`` are those of ``benchmarks/results/branches.json``."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "branches.py"))
+    data = script["DATA"]
+    known = json.loads(data.read_text()) if data.exists() else {}
+    page = (ROOT / "docs" / "branches.md").read_text(encoding="utf-8")
+    assert page.split(script["MARK"])[1] == "\n" + script["table"](known)
+
+
 def _words(text: str) -> list[str]:
     """The text without figures and rules, which differ from run to run and from machine to machine."""
     return re.sub(r"\d+(\.\d+)*(e-\d+)?|─+", "#", text).split()
