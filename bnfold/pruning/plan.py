@@ -204,13 +204,16 @@ def _link(plan: Plan, node: Node, marks: _Marks) -> None:
         marks.keep(output, stay, _from(marks, value, origin, node))
         back = np.zeros(len(plan.gone[value]), bool)
         back[origin[linked & ~plan.gone[output]]] = True
-        first = {int(origin[j]): int(j) for j in np.flatnonzero(linked & ~plan.gone[output])[::-1]}
-        marks.keep(value, back, _back(marks, output, first, node))
+        marks.keep(value, back, _back(marks, output, origin, node))
 
 
 def _from(marks: _Marks, value: ir.Value, origin: Origin, node: Node) -> Callable[[int], Blocked]:
     return lambda channel: marks.reason(value, int(origin[channel]), node)
 
 
-def _back(marks: _Marks, value: ir.Value, first: dict[int, int], node: Node) -> Callable[[int], Blocked]:
-    return lambda channel: marks.reason(value, first[channel], node)
+def _back(marks: _Marks, output: ir.Value, origin: Origin, node: Node) -> Callable[[int], Blocked]:
+    def why(channel: int) -> Blocked:
+        staying = np.flatnonzero((origin == channel) & ~marks.plan.gone[output])
+        return marks.reason(output, int(staying[0]), node)
+
+    return why
