@@ -119,7 +119,7 @@ class Registered:
 
 
 _registry: dict[str, Registered] = {}
-_nonlinear: set[str] = set()
+_refused: dict[str, Reason] = {}
 
 
 def rule(*op_types: str, versions: Collection[int]) -> Callable[[type[Rule]], type[Rule]]:
@@ -133,9 +133,9 @@ def rule(*op_types: str, versions: Collection[int]) -> Callable[[type[Rule]], ty
     return register
 
 
-def nonlinear(*op_types: str) -> None:
-    """Name standard operators that no map passes, in any version."""
-    _nonlinear.update(op_types)
+def nonlinear(*op_types: str, reason: Reason = Reason.NONLINEAR) -> None:
+    """Name standard operators that no map passes, in any version, and why."""
+    _refused.update(dict.fromkeys(op_types, reason))
 
 
 @cache
@@ -157,7 +157,7 @@ def rule_for(site: Site) -> Rule:
     """
     entry = registered().get(site.node.op_type)
     if entry is None or site.node.domain != "" or site.version == 0:
-        is_known = site.node.op_type in _nonlinear and site.node.domain == "" and site.version > 0
-        raise Refused(Reason.NONLINEAR if is_known else Reason.NO_RULE)
+        ours = site.node.domain == "" and site.version > 0
+        raise Refused(_refused.get(site.node.op_type, Reason.NO_RULE) if ours else Reason.NO_RULE)
     require(site.version in entry.versions, Reason.UNKNOWN_VERSION)
     return entry.rule

@@ -12,16 +12,17 @@ from onnx import TensorProto
 
 from bnfold.core.example import Graph, Input, Outputs, refuses
 from bnfold.core.reasons import Reason
-from bnfold.core.rule import Rule, rule
+from bnfold.core.rule import nonlinear
 
 
-@rule("DynamicQuantizeLinear", versions={11})
-@rule("ConvInteger", "MatMulInteger", "QLinearConv", versions={10})
-@rule("QLinearMatMul", versions={10, 21})
-class Integers(Rule):
-    """See the module."""
-
-    otherwise = Reason.INTEGER_ARITHMETIC
+nonlinear(
+    "ConvInteger",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    reason=Reason.INTEGER_ARITHMETIC,
+)
 
 
 @refuses(Reason.INTEGER_ARITHMETIC)
