@@ -339,7 +339,8 @@ def report(mutants: list[Mutant], known: dict[str, str]) -> list[str]:
     killed = counts["killed"] + counts["timeout"]
     head = (
         f"{len(judged)} mutants of {len(mutants)} drawn: {killed} noticed "
-        f"({100 * killed / max(1, len(judged)):.1f} %), {counts['timeout']} of them by running on and on; {counts['survived']} survived."
+        f"({100 * killed / max(1, len(judged)):.1f} %), {counts['timeout']} of them by running on and on; "
+        f"{counts['survived']} survived."
     )
     return [head, "", *(f"* `{name}`" for name, what in judged.items() if what == "survived")]
 

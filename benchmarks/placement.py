@@ -299,7 +299,8 @@ def main() -> None:
     there, left, least = (sum(column) for column in zip(*(r.counts for r in results.values()), strict=True))
     lines = [
         f"{asked.graphs} graphs from seed {asked.seed} with {there} affine nodes: bnfold leaves {left}, the",
-        f"search {least}. bnfold leaves more in {len(worse)} graphs; in {len(worse) - len(others)} of them it",
+        f"search {least}. bnfold leaves more in {len(worse)} graphs; "
+        f"in {len(worse) - len(others)} of them it",
         f"says INVERSE_FOR_SIBLINGS. It leaves fewer in {sum(r.left < r.least for r in results.values())}.",
         "",
         *(f"* seed {seed}, {r.left} against {r.least}: `{described(seed)}`" for seed, r in others.items()),
