@@ -1,0 +1,119 @@
+"""Write docs/exporters.md from results.json.
+
+python benchmarks/exporters/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "docs" / "exporters.md"
+
+_EXPORTERS = {
+    "keras-torch": 'Keras 3, torch backend: `model.export(format="onnx")`',
+    "keras-torch-static": "the same with a given batch",
+    "keras-tf": "Keras 3, TensorFlow backend: the same call",
+    "tf2onnx": "`tf2onnx.convert.from_keras`",
+    "tf2onnx-raw": "the same, none of its optimizers",
+    "dynamo": "`torch.onnx.export`",
+    "dynamo-raw": "the same, `optimize=False`",
+    "torchscript": "`torch.onnx.export(dynamo=False)`, training preserved",
+}
+
+_INTRO = """# Exporters
+
+The same networks from every exporter, folded by `bnfold`: what is left, and how fast the result is. The page
+is written by `benchmarks/exporters/page.py` from what `measure.py` beside it measured; `export.py` makes the
+models (weights of initialization, parameters drawn, statistics from training-mode passes).
+
+* **maps**: batch norms and the affine nodes that exporters write instead of them, before → after; the bias of
+  a dense layer is none.
+* **stays**: reasons that [rules.md](rules.md) explains.
+* **/ original**, **/ twin**: latency of the fold over that of the original, and over that of the twin, the
+  same graph without its affine nodes, which no fold can beat. Below 1 is faster. Median ratio of interleaved
+  runs on one thread, ONNX Runtime at full optimization, and its 95 % interval; **bold** where a promise is
+  missed by the whole interval: slower than the original, or more than 1.03 times the twin.
+"""
+
+_PEERS = """
+## With other optimizers
+
+What each optimizer leaves of the maps, alone → with bnfold behind it, and the latency of both over that of
+the optimizer alone. Where bnfold found nothing to do there is no ratio.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page for these results."""
+    return "\n".join([_INTRO, *_exporters(), *_table(results), *_failures(results), *_peers(results)]) + "\n"
+
+
+def _exporters() -> Iterator[str]:
+    yield "| exporter | |"
+    yield "|---|---|"
+    for name, what in _EXPORTERS.items():
+        yield f"| {name} | {what} |"
+
+
+def _table(results: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "| network | exporter | maps | stays | equal | / original | / twin |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, entry in results.items():
+        if "failure" in entry:
+            continue
+        network, exporter = name.split(".", 1)
+        before, after = (
+            norms + maps for norms, maps in zip(entry["batch_norms"], entry["maps"], strict=True)
+        )
+        stays = "; ".join(f"{count} × {names}" for names, count in entry["stays"].items())
+        equal = "yes" if entry["equal"] else "**no**"
+        speed = f"{_ratio(entry['original'], 1.0)} | {_ratio(entry['twin'], 1.03)}"
+        yield f"| {network} | {exporter} | {before} → {after} | {stays} | {equal} | {speed} |"
+
+
+def _failures(results: dict[str, Any]) -> Iterator[str]:
+    failed = {name: entry["failure"] for name, entry in results.items() if "failure" in entry}
+    if failed:
+        yield "\nNot exported:\n"
+        yield from (f"* {name}: {reason}" for name, reason in failed.items())
+
+
+def _peers(results: dict[str, Any]) -> Iterator[str]:
+    measured = {name: entry["peers"] for name, entry in results.items() if "peers" in entry}
+    if not measured:
+        return
+    yield _PEERS
+    peers = list(next(iter(measured.values())))
+    yield "| network | exporter | " + " | ".join(peers) + " |"
+    yield "|---|---|" + "---|" * len(peers)
+    for name, found in measured.items():
+        network, exporter = name.split(".", 1)
+        yield f"| {network} | {exporter} | " + " | ".join(_peer(found[peer]) for peer in peers) + " |"
+
+
+def _peer(found: dict[str, Any]) -> str:
+    if "failure" in found:
+        return "fails"
+    alone, both = found["left"]
+    time = "" if found["time"] is None else f", {_ratio(found['time'], 1.0)}"
+    return f"{alone} → {both}{time}"
+
+
+def _ratio(found: list[float], promised: float) -> str:
+    low, estimate, high = found
+    shown = f"{estimate:.2f}× ({low:.2f}–{high:.2f})"
+    return f"**{shown}**" if low > promised else shown
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(json.loads((HERE / "results.json").read_text())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
