@@ -14,7 +14,6 @@ from bnfold.core.example import Graph, Input, Outputs, refuses
 from bnfold.core.reasons import Reason
 from bnfold.core.rule import nonlinear
 
-
 nonlinear(
     "ConvInteger",
     "DynamicQuantizeLinear",
