@@ -149,7 +149,7 @@ class Reason(Enum):
         "Quantize symmetrically, with zero point 0 and without the lowest integer.",
     )
     QUANTIZED_BIAS = (
-        "The bias is int32 in steps of the input's scale times the weight's, and the input would change.",
+        "The bias is int32 in steps of the input's scale times the weight's, which would no longer hold.",
         "Keep the bias in floating point.",
     )
     INTEGER_ARITHMETIC = (

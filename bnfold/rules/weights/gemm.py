@@ -14,7 +14,7 @@ import numpy as np
 
 from bnfold.core.affine import Affine, Array
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
-from bnfold.core.reasons import Reason
+from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
 from bnfold.core.site import Site
 
@@ -62,6 +62,7 @@ def _free_axis(gemm: Site, index: int) -> int:
 def _bias(gemm: Site, index: int, scale: Array, shift: Array) -> Affine:
     """What becomes of C, be it absent, a scalar, a row, a column or full: s·β·C + t."""
     beta = gemm.attr("beta", 1.0) if gemm.has(2) and gemm.const(2) else 1.0
+    require(beta == 1.0 or gemm.const(2).integers is None, Reason.QUANTIZED_BIAS)
     edit = Affine.of(beta * scale, shift)
     return edit if index == 1 else edit.rearranged(lambda vector: vector.reshape(-1, 1))
 
@@ -118,6 +119,12 @@ def in_front_weight_first(op: Graph, x: Input = (2, 3)) -> Outputs:
 @refuses(Reason.NOT_CONSTANT)
 def computed_bias(op: Graph, x: Input = (2, 3), c: Input = (4,)) -> Outputs:
     return op.batch_norm(op.Gemm(x, op.weight(3, 4), c))
+
+
+@refuses(Reason.QUANTIZED_BIAS)
+def beta_of_integers(op: Graph, x: Input = (2, 3)) -> Outputs:
+    bias = op.DequantizeLinear(op.integers(4, dtype=6, size=2**24), op.const(2.0**-18))
+    return op.batch_norm(op.Gemm(x, op.weight(3, 4), bias, beta=0.5))
 
 
 @refuses(Reason.MIXED_AXES)
