@@ -19,7 +19,7 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from strategies import random_model
+from strategies import BRANCHES, random_model
 from test_random_graphs import broken_promises
 
 
@@ -39,12 +39,13 @@ def failures(model: onnx.ModelProto) -> list[str]:
 @click.option("--graphs", default=3000, show_default=True, help="How many graphs to fold.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the first one.")
 @click.option("--steps", type=int, help="How far to write each; at random if not given.")
+@click.option("--branches", is_flag=True, help="Graphs of branches that are added, and layers in a row.")
 @click.option("--save", type=click.Path(path_type=Path), help="A folder for the models that fail.")
-def main(graphs: int, seed: int, steps: int | None, save: Path | None) -> None:
+def main(graphs: int, seed: int, steps: int | None, branches: bool, save: Path | None) -> None:
     """Fold random graphs and print the seed of each that goes wrong."""
     started, nodes, failed = time.perf_counter(), Counter[str](), 0
     for number in range(seed, seed + graphs):
-        model = random_model(number, steps)
+        model = random_model(number, steps, BRANCHES if branches else ())
         nodes.update(node.op_type for node in model.graph.node)
         if found := failures(model):
             failed += 1

@@ -58,7 +58,8 @@ class OptimizePass(InPlacePass):
         self._fold = FoldPass(only=only, skip=skip, portable=portable, progress=progress)
         self._merge = MergeBranchesPass() if merge else None
         self._prune = None if prune_below is None else PruneDeadChannelsPass(below=prune_below)
-        for each in (self._merge, self._prune):
+        self._dead = None if prune_below is None else PruneDeadChannelsPass()
+        for each in (self._merge, self._prune, self._dead):
             if each is not None:
                 each.selection = self._fold.selection
         self.report = Report()
@@ -74,14 +75,20 @@ class OptimizePass(InPlacePass):
         if self._prune is not None:
             self._run(self._prune, model)
             self.flattened = self._prune.flattened
-        self._run(self._fold, model)
-        while self._merge is not None and self._run(self._merge, model) and self._run(self._fold, model):
-            pass
+        self._fold_and_merge(model)
+        # What folds and merges may leave filters of zeros, which no γ told of.
+        while self._dead is not None and self._run(self._dead, model):
+            self._fold_and_merge(model)
         Constants.forget_all(model)
         self.report.converted = converted
         self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
+
+    def _fold_and_merge(self, model: ir.Model) -> None:
+        self._run(self._fold, model)
+        while self._merge is not None and self._run(self._merge, model) and self._run(self._fold, model):
+            pass
 
     def _run(self, each: FoldPass | MergeBranchesPass | PruneDeadChannelsPass, model: ir.Model) -> bool:
         modified = each(model).modified

@@ -259,9 +259,12 @@ class Report:
             inlined=self.inlined + later.inlined,
             converted=self.converted + later.converted,
             branches=settled + later.branches if later.branches else self.branches,
-            channels=self.channels + later.channels,
+            channels=[
+                *self.channels,
+                *(each for each in later.channels if each.removed or not self.work_before),
+            ],
             work_before=self.work_before or later.work_before,
-            work_after=self.work_after or later.work_after,
+            work_after=later.work_after if later.pruned else self.work_after or later.work_after,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,16 +62,17 @@ class RandomGraph:
         self.values = np.random.default_rng(random.randrange(2**31))
         self.tensors: list[Tensor] = []
 
-    def model(self, steps: int | None = None) -> onnx.ModelProto:
+    def model(self, steps: int | None = None, drawn: Sequence[str] = ()) -> onnx.ModelProto:
         """Write inputs, nodes, and outputs: whatever nothing reads, and some of the rest.
 
-        The same seed with fewer ``steps`` gives the beginning of the same graph.
+        The same seed with fewer ``steps`` gives the beginning of the same graph. ``drawn`` are the
+        operators to draw from, all of them without.
         """
         for number in range(self.random.choice([1, 1, 2])):
             self._input(f"x{number}")
         inputs = len(self.tensors)
         for _ in range(steps or self.random.randint(2, 6 if self.dtype == TensorProto.FLOAT16 else 12)):
-            self._step(_DRAWN)
+            self._step(drawn or _DRAWN)
             if self.maybe(0.3):
                 self._step(_MAPS)
         for _ in range(2):
@@ -1087,9 +1088,13 @@ def _in_integers(g: RandomGraph, op_type: str, _: Tensor) -> Tensor | None:
     return g.node(x, "DequantizeLinear", stored, scale, zero)
 
 
-def random_model(seed: int, steps: int | None = None) -> onnx.ModelProto:
+def random_model(seed: int, steps: int | None = None, drawn: Sequence[str] = ()) -> onnx.ModelProto:
     """A random model, always the same for the same seed."""
-    return RandomGraph(random.Random(seed)).model(steps)
+    return RandomGraph(random.Random(seed)).model(steps, drawn)
+
+
+# What graphs of branches are made of; "Sum" writes several that meet.
+BRANCHES = ["Sum", "Sum", "Sum", "Conv", "MatMul", "BatchNormalization", "Relu", "Add", "Mul", "Concat"]
 
 
 # A strategy of numbers, not of models: a failure prints the seed that benchmarks/fuzz.py repeats it with.

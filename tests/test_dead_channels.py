@@ -218,6 +218,13 @@ KEPT: dict[str, tuple[Write, Reason]] = {
         lambda op, x: op.ConvTranspose(block(op, x, 3, 4, [1], 1.0), op.weight(4, 2, 2, 2), strides=[2, 2]),
         Reason.SHIFT_VARIES,
     ),
+    "a depthwise layer on a graph input": (
+        lambda op, x: op.Conv(
+            op.Conv(x, op.const(np.array([1.0, 0.0, 2.0])[:, None, None, None]), group=3),
+            op.weight(2, 3, 1, 1),
+        ),
+        Reason.GRAPH_INPUT,
+    ),
     "a graph output": (lambda op, x: block(op, x, 3, 4, [1]), Reason.GRAPH_OUTPUT),
     "added to what varies": (
         lambda op, x: op.Conv(op.Add(block(op, x, 3, 3, [1]), x), op.weight(2, 3, 1, 1)),

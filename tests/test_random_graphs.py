@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import BATCH, OPERATORS, random_model, seeds, steps
+from strategies import BATCH, BRANCHES, OPERATORS, random_model, seeds, steps
 from truth import differences, feeds_for, graphs
 
 import bnfold
@@ -59,6 +59,13 @@ def test_promises_hold(seed: int, steps: int, portable: bool, frozen: bool) -> N
     """Outputs, and tensors that keep their name, keep their value; no node is added; all is done at once."""
     model = random_model(seed, steps)
     assert not broken_promises(model, portable=portable, freeze_initializers=frozen)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(seed=seeds, steps=st.integers(1, 6))
+def test_promises_hold_for_branches(seed: int, steps: int) -> None:
+    """Graphs of branches that meet, and of channels that are dead, keep all promises too."""
+    assert not broken_promises(random_model(seed, steps, BRANCHES))
 
 
 def test_every_operator_is_drawn() -> None:

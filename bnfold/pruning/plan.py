@@ -21,7 +21,6 @@ from bnfold.core.site import Site
 from bnfold.core.view import View
 from bnfold.pruning.affine import Map
 from bnfold.pruning.operator import Channels, Mask, Operator, Origin, Removal, registered, size_along
-from bnfold.pruning.operators.layers import Layer
 
 
 @dataclass
@@ -90,9 +89,10 @@ def _node(view: View, node: ir.Node, flat: Flat, channels: dict[ir.Value, Channe
         output = found.channels(site, given)
         made = Node(site, found, node.outputs[0], inputs)
         for index, value in inputs.items():
-            if value in channels or not isinstance(found, Layer):
-                known = channels.get(value) or _unknown(site, value, output)
-                made.origins[index] = found.origin(site, index, known, output)
+            known = channels.get(value) or _unknown(site, value, output)
+            origin = found.origin(site, index, known, output)
+            if origin is not None or value in channels:
+                made.origins[index] = origin
     except Refused:
         return None
     channels[node.outputs[0]] = output
@@ -114,8 +114,8 @@ def _operator(view: View, node: ir.Node, flat: Flat) -> Operator | None:
 
 def _unknown(site: Site, value: ir.Value, output: Channels) -> Channels:
     """Channels of which nothing is known, along the same axis as the output's."""
-    size = size_along(site, value, output.axis - len(site.out_shape()))
-    return Channels(output.axis, np.full(size, np.nan))
+    axis = output.axis - len(site.out_shape())
+    return Channels(axis % len(site.out_shape()), np.full(size_along(site, value, axis), np.nan))
 
 
 class _Marks:
