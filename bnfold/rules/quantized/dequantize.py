@@ -17,6 +17,8 @@ for granted: it stays int32, in steps that follow the weight's, and is rounded b
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto
@@ -61,7 +63,7 @@ def _scales(node: Site, magnitude: Array) -> tuple[dict[int, Affine], Becomes | 
     if not varying:
         return {1: Affine.of(magnitude.reshape(()))}, None
     vector = magnitude.reshape(-1)
-    if scale.base.size == 1:
+    if prod(scale.shape) == 1:
         require(node.version >= _PER_AXIS and len(varying) == 1, Reason.QUANTIZED_AXIS)
         attributes = {name: item.value for name, item in node.node.attributes.items()}
         repeated = Affine(np.ones_like(vector), np.zeros_like(vector))
@@ -117,6 +119,12 @@ def per_tensor_becomes_per_channel(op: Graph, x: Input = (1, 3, 6, 6)) -> Output
     weight, zero = op.integers(4, 3, 3, 3, dtype=TensorProto.UINT8), op.const(128, TensorProto.UINT8)
     bias = op.DequantizeLinear(op.integers(4, dtype=TensorProto.INT32, size=2**24), op.const(2.0**-18))
     return op.batch_norm(op.Conv(x, op.DequantizeLinear(weight, op.const(0.5), zero), bias))
+
+
+@folds(leaves=["Mul"])
+def along_one_axis_only(op: Graph, x: Input = ("N", 3)) -> Outputs:
+    weight = op.DequantizeLinear(op.integers(3, 4), op.const(0.5))
+    return op.Mul(op.MatMul(op.Mul(x, op.positive(3)), weight), op.positive(4))
 
 
 @folds
