@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -128,3 +130,12 @@ def test_absent_inputs_are_left_out() -> None:
     folded, found = counted(op, op.batch_norm(y))
     assert found == {"Conv": 2, "Pad": 1}
     assert all(all(node.input) for node in folded.graph.node)
+
+
+def test_page_shows_its_data() -> None:
+    """``docs/exporters.md`` is what ``benchmarks/exporters/page.py`` makes of results.json."""
+    root = EXPORTS[0].parents[2]
+    folder = root / "benchmarks" / "exporters"
+    page = runpy.run_path(str(folder / "page.py"))["page"]
+    made = page(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    assert (root / "docs" / "exporters.md").read_text(encoding="utf-8") == made
