@@ -364,3 +364,19 @@ def test_threshold_is_checked() -> None:
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="0 or more"):
             bnfold.PruneDeadChannelsPass(below=wrong)
+
+
+def test_slimmed_digits() -> None:
+    """A net trained with an L1 penalty on γ loses its dead channels and classifies every image as before."""
+    folder = Path(__file__).parent.parent / "models"
+    original = onnx.load(folder / "digits_slim.onnx")
+    result = bnfold.fold(original)
+    with np.load(folder / "digits_test.npz") as data:
+        feeds = {"image": data["images"]}
+    before, after = (onnx_runtime(each, feeds) for each in (original, result.model))
+    assert before is not None
+    assert after is not None
+    np.testing.assert_array_equal(before[0].argmax(axis=1), after[0].argmax(axis=1))
+    assert result.report.pruned >= 1
+    assert result.report.work_after < 0.9 * result.report.work_before
+    assert result.model.ByteSize() < 0.9 * original.ByteSize()
