@@ -297,11 +297,11 @@ def main() -> None:
     worse = {seed: r for seed, r in results.items() if r.left > r.least}
     others = {seed: r for seed, r in worse.items() if not r.inverse}
     there, left, least = (sum(column) for column in zip(*(r.counts for r in results.values()), strict=True))
+    fewer = sum(r.left < r.least for r in results.values())
     lines = [
         f"{asked.graphs} graphs from seed {asked.seed} with {there} affine nodes: bnfold leaves {left}, the",
-        f"search {least}. bnfold leaves more in {len(worse)} graphs; "
-        f"in {len(worse) - len(others)} of them it",
-        f"says INVERSE_FOR_SIBLINGS. It leaves fewer in {sum(r.left < r.least for r in results.values())}.",
+        f"search {least}. bnfold leaves more in {len(worse)} graphs; in {len(worse) - len(others)} of them",
+        f"it says INVERSE_FOR_SIBLINGS. It leaves fewer in {fewer}.",
         "",
         *(f"* seed {seed}, {r.left} against {r.least}: `{described(seed)}`" for seed, r in others.items()),
     ]

@@ -205,7 +205,7 @@ def test_missing_parameters() -> None:
         y = call(op, "Biased", y, *weights(op), "")
         return call(op, "Biased", y, *weights(op), op.weight(3))
 
-    assert count(fold(model_of(write, body)).model) == {"Conv": 3}
+    assert "BatchNormalization" not in count(fold(model_of(write, body)).model)
 
 
 def test_function_named_like_an_operator() -> None:
