@@ -6,8 +6,8 @@ A mutant is one change of one expression in ``bnfold/core`` or ``bnfold/rules``:
 arithmetic operator, a boolean, a number, a condition or a statement that is left out. The same seed draws
 the same mutants. Each runs in a fork of this process, which has loaded everything but bnfold, with the
 tests that a mutant of its room is most likely to fail first, until one fails; one that runs for three
-times as long as the unchanged code counts as noticed. Results are kept as they come, so that the script goes on where it was stopped.
-With --write the page docs/mutation.md gets the figures and every survivor.
+times as long as the unchanged code counts as noticed. Results are kept as they come, so that the script
+goes on where it was stopped. With --write the page docs/mutation.md gets the figures and every survivor.
 """
 
 from __future__ import annotations
