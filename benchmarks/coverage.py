@@ -131,11 +131,8 @@ def one(name: str, given: Path | None, folder: Path, known: dict[str, Any]) -> d
         light.make(name, source)
     try:
         expected = outputs(source)
-    except Exception as failed:  # a model that no runtime takes is no model to compare on
-        return {
-            "before": batch_norms(source),
-            "tools": dict.fromkeys(TOOLS, {"failure": f"no runtime: {failed}"[:80]}),
-        }
+    except Exception:  # whatever the runtime raises, there is nothing to compare with
+        expected = {}
     tools = dict(known.get("tools", {}))
     for tool in TOOLS:
         if tool not in tools:
