@@ -41,7 +41,7 @@ from .compare import graph as graphs
 from .compare.findings import Findings
 from .compare.gap import gap, rounding_bound
 from .compare.models import Models
-from .compare.pieces import judge_exactly, pieces, whole
+from .compare.pieces import from_truth, judge_exactly, pieces, whole
 from .engines import CannotRunError, OnnxRuntime, Session, choose
 from .inputs import Feeds, port, reversed_inputs, runnable, user_inputs
 from .verdict import Status, Verdict
@@ -58,6 +58,7 @@ class Job:
     noise: bool
     seed: int
     shared: bool
+    exact: bool = False
 
 
 def examine(job: Job, stage: Callable[[str], None]) -> Verdict:
@@ -103,6 +104,7 @@ def load_models(job: Job, a: ModelProto, b: ModelProto, stage: Callable[[str], N
 
 def _verdict(job: Job, models: Models) -> Verdict:
     found = whole(models)
+    truth = from_truth(models) if job.exact else {}
     inner, trouble = _pieces(job, models, found)
     if found.over and inner is None:
         judge_exactly(models, found)
@@ -119,6 +121,7 @@ def _verdict(job: Job, models: Models) -> Verdict:
         samples=found.samples,
         shared=len(inner_names(found, inner)),
         worst=deviation(inner, inner.nearest) if inner else None,
+        from_truth=truth,
     )
 
 

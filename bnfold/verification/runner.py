@@ -31,7 +31,14 @@ _INLINE_LIMIT = 3 << 29
 
 
 def verify(
-    a: Model, b: Model, *, inputs: Inputs = None, noise: bool = False, seed: int = 0, shared: bool = False
+    a: Model,
+    b: Model,
+    *,
+    inputs: Inputs = None,
+    noise: bool = False,
+    seed: int = 0,
+    shared: bool = False,
+    exact: bool = False,
 ) -> Verdict:
     """Run two models on the same inputs and say whether they are equal up to rounding.
 
@@ -46,6 +53,7 @@ def verify(
         seed: of the random inputs.
         shared: promise that a tensor computed in both models under one name has one value in both; then
             every such tensor beside a changed operator must agree as well, which finds errors at any depth.
+        exact: also measure how far the outputs of both are from the original in float64.
 
     Raises:
         UnreadableModelError: a file is missing or no ONNX model.
@@ -61,6 +69,7 @@ def verify(
             "noise": noise,
             "seed": seed,
             "shared": shared,
+            "exact": exact,
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         return _answer(_run(folder), folder)

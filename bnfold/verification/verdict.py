@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -63,6 +63,8 @@ class Verdict:
         samples: how many inputs both models were run on.
         shared: how many inner tensors were compared as well (see the module ``equivalence``).
         worst: the inner tensor nearest to its bound, or the first one beyond it.
+        from_truth: by output, how many ulp the original and the candidate are from the original in
+            float64, on the first input; empty where nobody asked.
     """
 
     status: Status
@@ -73,6 +75,7 @@ class Verdict:
     samples: int = 0
     shared: int = 0
     worst: Deviation | None = None
+    from_truth: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -92,12 +95,16 @@ class Verdict:
         plain = {key: getattr(self, key) for key in self.__dataclass_fields__}
         outputs = [deviation.to_dict() for deviation in self.outputs]
         worst = self.worst.to_dict() if self.worst else None
+        plain["from_truth"] = {name: list(each) for name, each in self.from_truth.items()}
         return {**plain, "status": self.status.value, "outputs": outputs, "worst": worst}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
         """The inverse of ``to_dict``."""
         fields = dict(plain, status=Status(plain["status"]))
+        fields["from_truth"] = {
+            name: (each[0], each[1]) for name, each in plain.get("from_truth", {}).items()
+        }
         fields["outputs"] = tuple(_deviation(each) for each in plain["outputs"])
         fields["worst"] = _deviation(plain["worst"]) if plain["worst"] else None
         return cls(**fields)

@@ -49,6 +49,27 @@ def judge(models: Models, given: Mapping[str, str], lead: Leader, follow: Follow
             return
 
 
+def distances(models: Models, lead: Leader, follow: Follower) -> dict[str, tuple[float, float]]:
+    """How far the outputs of the original and of the candidate are from the original in float64, in ulp.
+
+    On the first sample; outputs that cannot be computed in float64 are left out.
+    """
+    feeds, folder = models.samples[0], models.paths[0].parent
+    want = lead(feeds)
+    got, found = follow(feeds, want), {}
+    for name, value in want.items():
+        try:
+            true = evaluate(models.a, folder, name, feeds)
+            unit = ulp_at(value.dtype, float(np.abs(true).max(initial=0.0)))
+            apart = [
+                float(np.abs(side.astype(np.float64) - true).max(initial=0.0)) for side in (value, got[name])
+            ]
+        except Exception:  # whatever the evaluator raises, or a type that has no ulp
+            continue
+        found[name] = (apart[0] / unit, apart[1] / unit)
+    return found
+
+
 def _in_float64(
     models: Models, feeds: Feeds, cuts: Mapping[str, Array], given: Mapping[str, str], name: str
 ) -> tuple[Array, Array, Array]:

@@ -11,7 +11,7 @@ from ..engines import Session
 from . import graph as graphs
 from . import rewrite
 from .findings import Findings
-from .float64 import judge
+from .float64 import distances, judge
 from .gap import Array, Gap, gap, is_float, rounding_bound
 from .models import Feeds, Follower, Leader, Models
 
@@ -63,6 +63,11 @@ def judge_exactly(models: Models, found: Findings) -> None:
     """Judge the outputs that are beyond their bound end to end in float64, as far as that is possible."""
     lead, follow = _ends(models)
     judge(models, {}, lead, follow, found)
+
+
+def from_truth(models: Models) -> dict[str, tuple[float, float]]:
+    """How far each output of both models is from the original in float64, in ulp."""
+    return distances(models, *_ends(models))
 
 
 def _ends(models: Models) -> tuple[Leader, Follower]:
