@@ -98,7 +98,9 @@ def main(
     state = State(**json.loads(kept.read_text())) if kept is not None and kept.exists() else State()
     every = [range(start, min(start + _CHUNK, seed + graphs)) for start in range(seed, seed + graphs, _CHUNK)]
     with ProcessPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(chunk, seeds, steps, branches) for seeds in every if seeds[0] not in state.done]
+        waiting = [
+            pool.submit(chunk, seeds, steps, branches) for seeds in every if seeds[0] not in state.done
+        ]
         for finished in as_completed(waiting):
             part = finished.result()
             state.add(part)

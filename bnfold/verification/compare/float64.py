@@ -61,12 +61,11 @@ def distances(models: Models, lead: Leader, follow: Follower) -> dict[str, tuple
         try:
             true = evaluate(models.a, folder, name, feeds)
             unit = ulp_at(value.dtype, float(np.abs(true).max(initial=0.0)))
-            apart = [
-                float(np.abs(side.astype(np.float64) - true).max(initial=0.0)) for side in (value, got[name])
-            ]
+            gaps = (np.abs(side.astype(np.float64) - true) for side in (value, got[name]))
+            original, candidate = (float(each.max(initial=0.0)) / unit for each in gaps)
         except Exception:  # whatever the evaluator raises, or a type that has no ulp
             continue
-        found[name] = (apart[0] / unit, apart[1] / unit)
+        found[name] = original, candidate
     return found
 
 
