@@ -91,15 +91,11 @@ def fold(
 def _results(
     models: Sequence[Path], jobs: int, asked: dict[str, Any], quiet: bool
 ) -> Iterator[tuple[Path, Result]]:
-    """What became of each model, in their order; several are folded in processes of their own."""
-    if len(models) == 1:
-        with _progress(quiet) as say:
-            made = fold_one(models[0], asked, say)
-        yield models[0], made
-        return
+    """What became of each model, in their order."""
+    asked["alone"] = len(models) == 1 and not quiet
     for done, (model, made) in enumerate(many.each(models, fold_one, asked, jobs), 1):
         yield model, made if isinstance(made, tuple) else (None, made)
-        if not quiet and sys.stderr.isatty():
+        if not (quiet or asked["alone"]) and sys.stderr.isatty():
             click.echo(f"\r{done} of {len(models)} models", err=True, nl=done == len(models))
 
 
@@ -160,12 +156,13 @@ def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
     )
 
 
-def fold_one(model: Path, asked: dict[str, Any], say: Callable[[str], None] = lambda text: None) -> Result:
+def fold_one(model: Path, asked: dict[str, Any]) -> Result:
     """Fold one model as the options ask; returns what became of it, or what went wrong."""
     from bnfold import job
 
     try:
-        return job.run(model, _order(asked, say)), None
+        with _progress(asked["alone"]) as say:
+            return job.run(model, _order(asked, say)), None
     except BnfoldError as error:
         return None, error
     except Exception as error:  # a defect of ours must not stop the other files, nor look like a result
@@ -191,9 +188,9 @@ def _show(outcome: Outcome, as_markdown: bool, verbose: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
+def _progress(shown: bool) -> Iterator[Any]:
     """A line on the terminal that says what is going on, for as long as it goes on."""
-    if quiet or not sys.stderr.isatty():
+    if not (shown and sys.stderr.isatty()):
         yield lambda text: None
         return
     from rich.console import Console

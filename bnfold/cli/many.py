@@ -1,4 +1,4 @@
-"""Many files in one call: each in a process of its own, so that none can take the others down.
+"""Each file in a process of its own, so that none can take the others, or the command, down.
 
 What a child held is given back when it ends, so memory does not grow with the number of files.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -70,7 +71,9 @@ def _context() -> Any:
 def _start(context: Any, work: Work, model: Path, order: Any) -> tuple[Connection, BaseProcess]:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sending, work, model, order), daemon=False)
-    process.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: only tests have any
+        process.start()
     sending.close()
     return receiving, process
 
@@ -95,8 +98,8 @@ def _result(connection: Connection, process: BaseProcess, model: Path) -> Any:
     code = process.exitcode or 0
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return UnexpectedError(
-        f"{model} took down the process that folded it ({how}; 9 is mostly a lack of memory); "
-        "nothing was written."
+        f"{model} took down the process that folded it ({how}; 9 is mostly a lack of memory, others are "
+        "defects of onnx); nothing was written, check the model with onnx.checker."
     )
 
 
