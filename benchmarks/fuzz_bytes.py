@@ -3,7 +3,7 @@
     python benchmarks/fuzz_bytes.py --state /tmp/fuzz.json --minutes 60
 
 A damaged model may be folded or refused with a typed error; anything else is a failure: another exception,
-a crash of the process, more than ``SECONDS`` of time or ``MEGABYTES`` of memory. A crash that onnx,
+a crash of the process, more than ``SECONDS`` of processor time or ``MEGABYTES`` of memory. A crash that onnx,
 asked alone to infer the file's shapes, shows as well is counted as onnx's. The run goes on where ``--state``
 says it ended, until the time is over or it is told to stop (SIGTERM). ``--minimize`` makes the kept
 failures small and writes them to tests/data/damaged.
@@ -11,6 +11,7 @@ failures small and writes them to tests/data/damaged.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -59,7 +60,7 @@ class State:
     next: int = 0
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
-    failures: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path, seed: int) -> State:
@@ -74,12 +75,12 @@ class State:
         with files.staged(path) as part:
             part.write_text(json.dumps(vars(self), indent=1))
 
-    def add(self, what: str, number: int) -> None:
-        """Note one file that went wrong."""
+    def add(self, what: str, pool: list[bytes]) -> None:
+        """Note that the next file goes wrong, and keep it: the pool changes with the examples of the rules."""
         self.counts["failed"] += 1
         known = self.failures.setdefault(what, [])
         if len(known) < _KEPT:
-            known.append(number)
+            known.append(base64.b64encode(mutation.mutants(self.seed, self.next, pool)).decode())
 
 
 def try_one(content: bytes, folder: Path) -> str:
@@ -118,18 +119,18 @@ def _too_long(*_: object) -> None:
 def _work(state: State, pool: list[bytes], pipe: int) -> None:
     """In a fork: try a batch of files, and say of each in one line what became of it."""
     _limit()
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     folder = Path(tempfile.mkdtemp(prefix="bnfold-fuzz-", dir=_memory_folder()))
     (folder / mutation.DATA).write_bytes(mutation.data())
     for number in range(state.next, state.next + _BATCH):
         content = mutation.mutants(state.seed, number, pool)
         try:
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             what = try_one(content, folder)
         except BaseException as error:
             what = f"!{signature(error)}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(pipe, f"{what}\n".encode())
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,7 +153,7 @@ def _batch(state: State, pool: list[bytes]) -> None:
     child, pipe = _forked(lambda pipe: _work(state, pool, pipe))
     first, rest, hung = state.next, b"", False
     while True:
-        ready, _, _ = select.select([pipe], [], [], 3 * SECONDS)
+        ready, _, _ = select.select([pipe], [], [], 30 * SECONDS)
         hung = not ready
         if hung:
             os.kill(child, signal.SIGKILL)
@@ -163,7 +164,7 @@ def _batch(state: State, pool: list[bytes]) -> None:
         for line in lines:
             what = line.decode()
             if what.startswith("!"):
-                state.add(what[1:], state.next)
+                state.add(what[1:], pool)
             else:
                 state.counts[what] += 1
             state.next += 1
@@ -171,7 +172,7 @@ def _batch(state: State, pool: list[bytes]) -> None:
     _, status = os.waitpid(child, 0)
     if state.next < first + _BATCH:
         how = "hang" if hung else f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "exit"
-        state.add(f"{_whose(state, pool)}: {how}", state.next)
+        state.add(f"{_whose(state, pool)}: {how}", pool)
         state.next += 1
 
 
@@ -180,7 +181,7 @@ def _whose(state: State, pool: list[bytes]) -> str:
 
     def ask(pipe: int) -> None:
         _limit()
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             onnx.shape_inference.infer_shapes(
                 onnx.load_model_from_string(mutation.mutants(state.seed, state.next, pool)), data_prop=True
@@ -205,8 +206,8 @@ def _reproduce(content: bytes) -> str:
 
     def ask(pipe: int) -> None:
         _limit()
-        signal.signal(signal.SIGALRM, _too_long)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.signal(signal.SIGPROF, _too_long)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         with tempfile.TemporaryDirectory(dir=_memory_folder()) as name:
             (Path(name) / mutation.DATA).write_bytes(mutation.data())
             try:
@@ -270,7 +271,7 @@ def main(path: Path, seed: int, minutes: float, minimize: bool) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     state, pool = State.load(path, seed), mutation.seeds()
     if minimize:
-        _keep(state, pool)
+        _keep(state)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.perf_counter()
@@ -280,15 +281,15 @@ def main(path: Path, seed: int, minutes: float, minimize: bool) -> None:
         state.seconds = before + time.perf_counter() - started
         state.save(path)
     click.echo(f"{state.next} files in {state.seconds:.0f} s: {dict(sorted(state.counts.items()))}")
-    for what, numbers in state.failures.items():
-        click.echo(f"  {what}: {numbers}")
+    for what, contents in state.failures.items():
+        click.echo(f"  {what}: {len(contents)} kept")
     sys.exit(bool(state.failures))
 
 
-def _keep(state: State, pool: list[bytes]) -> None:
+def _keep(state: State) -> None:
     _CORPUS.mkdir(parents=True, exist_ok=True)
-    for what, numbers in state.failures.items():
-        content = mutation.mutants(state.seed, numbers[0], pool)
+    for what, contents in state.failures.items():
+        content = base64.b64decode(contents[0])
         small = minimized(content)
         name = hashlib.sha256(small).hexdigest()[:10]
         (_CORPUS / f"{name}.onnx").write_bytes(small)

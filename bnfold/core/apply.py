@@ -58,6 +58,7 @@ class Writer:
     _names: set[str] = field(default_factory=set)
     loose: list[ir.Value] = field(default_factory=list)
     gaps: list[tuple[ir.Value, list[Use]]] = field(default_factory=list)
+    _used: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for graph in self.view.model.graphs():
@@ -324,10 +325,11 @@ class Writer:
 
     def fresh(self, name: str) -> str:
         """A name that nothing in the model has."""
-        candidate, number = name, 0
+        candidate, number = name, self._used.get(name, 0)
         while candidate in self._names:
             number += 1
             candidate = f"{name}_{number}"
+        self._used[name] = number  # from there on next time: one name may be wanted thousands of times
         self._names.add(candidate)
         return candidate
 

@@ -61,7 +61,7 @@ _MAX_DEPTH = 200
 _UNROUNDED = "bnfold.unrounded"
 
 # A constant that would be generated larger than this is taken as computed at run time.
-_MAX_BYTES = 1 << 31
+_MAX_BYTES = 1 << 28
 
 
 # From this size on a constant in a file of its own is read when, and as far as, it is asked for.

@@ -20,6 +20,9 @@ Shape = tuple[Dim, ...]
 # Constants up to this size are shown to inference in full: shapes and axes live in them, weights do not.
 _SMALL_BYTES = 4096
 
+# A tensor that claims more values than this is taken as one of unknown shape.
+_MAX_VALUES = 1 << 31
+
 _FIRST_INFERRED = 6
 
 # How often inference starts anew behind operators that it does not know.
@@ -64,7 +67,10 @@ class Facts:
         if known.elem_type:
             self.dtypes[value] = ir.DataType(known.elem_type)
         if known.HasField("shape"):
-            self.shapes[value] = tuple(_dim(dim) for dim in known.shape.dim)
+            shape = tuple(_dim(dim) for dim in known.shape.dim)
+            # A few bytes can claim any size; a map over it would have to be held in memory.
+            if prod(dim for dim in shape if isinstance(dim, int)) <= _MAX_VALUES:
+                self.shapes[value] = shape
 
 
 def opset_of(model: ir.Model) -> int:

@@ -17,8 +17,9 @@ from bnfold.core.shapes import infer, opset_of
 from bnfold.core.site import Site
 from bnfold.errors import InvalidModelError
 
-# What numpy and Python raise where the attributes and constants of a node do not fit each other.
-MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What numpy and Python raise where the attributes and constants of a node do not fit each other, or
+# claim a size that nothing has.
+MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 
 class View:

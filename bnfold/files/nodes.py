@@ -38,6 +38,8 @@ def check_node(node: onnx.NodeProto, opset: int, name: str) -> None:
     standard = node.domain in ("", "ai.onnx")
     if len(names) < len(node.attribute):
         problem = "two attributes of one name"
+    elif not node.output:
+        problem = "no output"
     elif any(not _is_whole(attribute) for attribute in node.attribute):
         problem = "an attribute without a type or a value"
     elif any(tensor.data_location == TensorProto.EXTERNAL for tensor in unread(node)):

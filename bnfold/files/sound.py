@@ -43,7 +43,8 @@ def check(proto: onnx.ModelProto, name: str) -> None:
 
 def _check_opsets(proto: onnx.ModelProto, name: str) -> None:
     known = onnx.defs.onnx_opset_version()
-    for opset in proto.opset_import:
+    imports = (each for holder in (proto, *proto.functions) for each in holder.opset_import)
+    for opset in imports:
         if opset.domain in ("", "ai.onnx") and not 1 <= opset.version <= known:
             raise InvalidModelError(
                 f"{name} uses opset {opset.version}, and the installed onnx knows 1 to {known}; "
