@@ -76,7 +76,7 @@ class State:
             part.write_text(json.dumps(vars(self), indent=1))
 
     def add(self, what: str, pool: list[bytes]) -> None:
-        """Note that the next file goes wrong, and keep it: the pool changes with the examples of the rules."""
+        """Note that the next file goes wrong, and keep it: the pool changes with the rules."""
         self.counts["failed"] += 1
         known = self.failures.setdefault(what, [])
         if len(known) < _KEPT:
