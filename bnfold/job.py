@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from bnfold.verification import Deviation, Verdict
 
 
+# From this size on a verification says what it needs.
+_LARGE = 1 << 30
+
+# What a process with ONNX Runtime takes besides the models, measured at 0.2 GB.
+_RUNTIME = 300_000_000
+
+
 class Mode(Enum):
     """What to do with the folded model."""
 
@@ -49,6 +56,7 @@ class Order:
         map_file: where to write the provenance of every fold, before anything is replaced.
         folding: makes the pass, one for each file.
         say: shows what is being done.
+        tell: says what the user should know before it is done.
     """
 
     mode: Mode = Mode.WRITE
@@ -61,6 +69,7 @@ class Order:
     map_file: Path | None = None
     folding: Callable[[], OptimizePass] = OptimizePass
     say: Callable[[str], None] = lambda text: None
+    tell: Callable[[str], None] = lambda text: None
 
 
 @dataclass
@@ -178,6 +187,8 @@ def _deliver(
         outcome.bytes_after = outcome.bytes_before
         _write_map(order, written)
         return
+    if model is not None and order.verify and outcome.bytes_before > _LARGE:
+        _announce(path, outcome.bytes_before, order)
     with files.staged(target) as temporary:
         order.say(f"writing {target.name}")
         if model is not None:
@@ -193,6 +204,30 @@ def _deliver(
             order.say(f"verifying {target.name}")
             _prove(path, temporary, order, outcome, flattened)
         _write_map(order, written)
+
+
+def _announce(path: Path, size: int, order: Order) -> None:
+    """Say what memory a verification takes, which holds both models, before anything is written.
+
+    Raises:
+        VerificationError: it is not there.
+    """
+    need, free = 2 * size + _RUNTIME, _free_memory()
+    text = f"verifying {path} takes up to {need / 1e9:.1f} GB of memory"
+    if free is not None and free < need:
+        raise VerificationError(
+            f"{text}, and {free / 1e9:.1f} GB are free; free some, or pass --no-verify. Nothing was written."
+        )
+    order.tell(f"{text}; --no-verify does without.")
+
+
+def _free_memory() -> int | None:
+    """What the system could give, in bytes, where it says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _prove(

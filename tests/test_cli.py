@@ -456,3 +456,19 @@ def test_a_map_that_cannot_be_written_leaves_the_input(run: Run, cnn: Path) -> N
     assert cnn.read_bytes() == before
     assert old.read_text() == "another way back"
     assert not other.exists()
+
+
+def test_verification_states_its_memory_first(run: Run, cnn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a large model: said before anything is written, and refused where it is not there."""
+    from bnfold import job
+
+    monkeypatch.setattr(job, "_LARGE", 1)
+    monkeypatch.setattr(job, "_free_memory", lambda: 10**6)
+    code, _, err = run(cnn)
+    assert code == 1
+    assert "GB are free" in err
+    assert list(cnn.parent.iterdir()) == [cnn]
+    monkeypatch.setattr(job, "_free_memory", lambda: 10**12)
+    code, _, err = run(cnn)
+    assert code == 0
+    assert "takes up to" in err

@@ -14,11 +14,15 @@ import click
 if TYPE_CHECKING:
     from bnfold.latency import BenchReport
 
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # generic from click 8.3 on only
+
 
 _LEVELS = ("all", "extended", "basic", "off")
 
 
-class _Sizes(click.ParamType[Any]):
+class _Sizes(_Type):
     """Positive whole numbers, separated by commas."""
 
     name = "sizes"
@@ -32,7 +36,7 @@ class _Sizes(click.ParamType[Any]):
         return [size for size in sizes if size is not None]
 
 
-class _Levels(click.ParamType[Any]):
+class _Levels(_Type):
     """Optimization levels, separated by commas."""
 
     name = "levels"
@@ -45,7 +49,7 @@ class _Levels(click.ParamType[Any]):
         return levels
 
 
-class _Dimension(click.ParamType[Any]):
+class _Dimension(_Type):
     """``NAME=SIZE``."""
 
     name = "dimension"

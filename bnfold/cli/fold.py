@@ -72,7 +72,9 @@ def fold(
     _refuse_contradictions(models, as_json, as_markdown, quiet, asked)
     outcomes: list[dict[str, Any]] = []
     code = 0
-    for model, (outcome, failure) in _results(models, jobs, {**asked, "verbose": verbose}, quiet):
+    for model, (outcome, failure) in _results(
+        models, jobs, {**asked, "verbose": verbose, "quiet": quiet}, quiet
+    ):
         if as_json and not quiet:
             outcomes.append(_entry(model, outcome, failure))
         if failure is not None:
@@ -153,6 +155,7 @@ def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
         map_file=asked["map_file"],
         folding=lambda: OptimizePass(**options),
         say=say,
+        tell=lambda text: None if asked["quiet"] else click.echo(f"bnfold: {printable(text)}", err=True),
     )
 
 

@@ -28,7 +28,8 @@ def check_known(messages: Iterable[Message], name: str) -> None:
             )
         for field in _TEXTS[message.DESCRIPTOR.name]:
             value = getattr(message, field.name)
-            if any(not isinstance(each, str) for each in (value if field.is_repeated else [value])):
+            texts = [value] if isinstance(value, (str, bytes)) else value
+            if any(not isinstance(each, str) for each in texts):
                 raise InvalidModelError(
                     f"{name} has a {kind} whose {field.name} is not UTF-8; export it again."
                 )

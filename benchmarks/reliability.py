@@ -1,0 +1,129 @@
+"""Try what can go wrong, count it, and write docs/reliability.md from the counts.
+
+    python benchmarks/reliability.py --fuzz /tmp/fuzz.json --huge docs/data/huge.json
+
+takes a minute: every step of writing is made to fail in turn, and the public models in onnx are
+folded. Longer runs are read from what they wrote: ``fuzz_bytes.py --state``, ``huge.py --json``.
+Without options the page is written from docs/data/reliability.json alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import onnx
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+DATA, PAGE = ROOT / "docs" / "data" / "reliability.json", ROOT / "docs" / "reliability.md"
+
+_HEAD = "<!-- What follows is written by benchmarks/reliability.py. -->\n"
+
+
+def faults() -> dict[str, int]:
+    """How many steps of writing were made to fail, by how; raises if anything is lost."""
+    from test_faults import SCENARIOS, full, interrupted, killed, tried
+
+    with tempfile.TemporaryDirectory() as name:
+        return {
+            act.__name__: sum(
+                tried(each, act, Path(name) / act.__name__ / each.__name__) for each in SCENARIOS
+            )
+            for act in (full, interrupted, killed)
+            if not (Path(name) / act.__name__).mkdir()
+        }
+
+
+def public_models() -> dict[str, int]:
+    """What becomes of every model in onnx's own test data."""
+    from bnfold.errors import BnfoldError
+    from bnfold.folding import fold
+
+    made: Counter[str] = Counter()
+    for path in sorted((Path(onnx.__file__).parent / "backend" / "test" / "data").rglob("*.onnx")):
+        try:
+            made["folded" if fold(path).report.changed else "unchanged"] += 1
+        except BnfoldError as error:
+            made[type(error).__name__] += 1
+    return dict(made)
+
+
+def fuzzed(path: Path) -> dict[str, Any]:
+    """The counts of a fuzzing run, without the files it kept."""
+    state = json.loads(path.read_text())
+    kept = {what: len(contents) for what, contents in state["failures"].items()}
+    return {
+        "files": state["next"],
+        "hours": state["seconds"] / 3600,
+        "counts": state["counts"],
+        "failures": kept,
+    }
+
+
+def page(data: dict[str, Any]) -> str:
+    """The part of the page that is made of figures."""
+    rows = [("what was tried", "how often", "what was lost")]
+    words = {"full": "a full disk", "interrupted": "an interruption", "killed": "a killed process"}
+    for act, number in data["faults"].items():
+        rows.append((f"{words[act]} at every step of writing", f"{number} steps", "nothing"))
+    run = data["fuzz"]
+    theirs = sum(number for what, number in run["failures"].items() if what.startswith("onnx"))
+    typed = sum(number for what, number in run["counts"].items() if what.endswith("Error"))
+    fine = run["counts"].get("folded", 0) + run["counts"].get("unchanged", 0)
+    rows.append(
+        ("damaged files", f"{run['files']:,} in {run['hours']:.1f} h", _failed(run["counts"], theirs))
+    )
+    rows.append(("of these refused with a typed error", f"{typed:,}", ""))
+    rows.append(("of these read and written", f"{fine:,}", ""))
+    public = data["public"]
+    total, changed = sum(public.values()), public.get("folded", 0)
+    rows.append(("the models in onnx's test data", f"{total}, {changed} folded", "nothing"))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "| --- | --- | --- |")
+    return _HEAD + "\n" + "\n".join(lines) + "\n" + _huge(data["huge"])
+
+
+def _failed(counts: dict[str, int], theirs: int) -> str:
+    failed = counts.get("failed", 0)
+    return f"{failed} failed, at least {theirs} of them in onnx itself" if failed else "no failure"
+
+
+def _huge(figures: dict[str, Any]) -> str:
+    low, middle, high = figures["ratio"]
+    rows = [
+        f"| {name} | {figures[name]['seconds']} s | {figures[name]['megabytes']} MB |"
+        for name in ("onnx_ir", "bnfold")
+    ]
+    return (
+        f"\nA model of {figures['gibibytes']} GiB, loaded and saved by onnx_ir and folded by bnfold, median "
+        f"of {figures['rounds']} rounds in turns; bnfold takes {middle} times as long ({low} to {high}).\n\n"
+        "| | time | peak memory |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+@click.command()
+@click.option("--fuzz", type=click.Path(path_type=Path), help="The state of fuzz_bytes.py.")
+@click.option("--huge", type=click.Path(path_type=Path), help="What huge.py wrote.")
+def main(fuzz: Path | None, huge: Path | None) -> None:
+    """Measure what was asked for, and write the page."""
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
+    data = json.loads(DATA.read_text()) if DATA.exists() else {}
+    if fuzz is not None:
+        data |= {"fuzz": fuzzed(fuzz), "faults": faults(), "public": public_models()}
+    if huge is not None:
+        data["huge"] = json.loads(huge.read_text())
+    DATA.write_text(json.dumps(data, indent=1) + "\n")
+    text = PAGE.read_text().partition(_HEAD)[0] + page(data)
+    PAGE.write_text(text)
+    click.echo(page(data))
+
+
+if __name__ == "__main__":
+    main()
