@@ -87,7 +87,7 @@ def page(data: dict[str, Any]) -> str:
     rows.append(("the models in onnx's test data", f"{total}, {changed} folded", "nothing"))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "| --- | --- | --- |")
-    return _HEAD + "\n" + "\n".join(lines) + "\n" + _huge(data["huge"])
+    return _HEAD + "\n" + "\n".join(lines) + "\n" + (_huge(data["huge"]) if "huge" in data else "")
 
 
 def _failed(counts: dict[str, int], theirs: int) -> str:
