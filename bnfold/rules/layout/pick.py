@@ -115,7 +115,8 @@ def picked(affine: Affine, axis: int, indices: Indices) -> Affine:
 
     def take(array: Array) -> Array:
         chosen = indices if array.shape[axis] > 1 else np.zeros((1,) * indices.ndim, np.int64)
-        return np.asarray(array.take(chosen, axis=axis, mode="wrap"))
+        # Not mode="wrap", which numpy does by subtracting the size until it fits: forever, from a huge index.
+        return np.asarray(array.take(chosen % array.shape[axis], axis=axis))
 
     return affine.rearranged(take)
 
