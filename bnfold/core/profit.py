@@ -92,7 +92,8 @@ def _is_worth_turning(view: View, plan: Plan, turned: int) -> bool:
         return True
     producer = _data_producer(view, plan.seed)
     is_bias = producer is not None and producer.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
-    return gone == turned == 1 and plan.direction is Direction.DOWN and not (merges or is_bias)
+    fused = is_bias or (merges and plan.seed.op_type == "BatchNormalization")
+    return gone == turned == 1 and plan.direction is Direction.DOWN and not fused
 
 
 def _is_dense_bias(view: View, plan: Plan) -> bool:
