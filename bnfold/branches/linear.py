@@ -69,13 +69,13 @@ class Convolution:
         return Convolution(self.axes, self.filters, self.channels, self.groups, values)
 
     def plus(self, other: Convolution, sizes: Sequence[Dim]) -> Convolution:
-        """The sum of both layers on one input whose spatial sizes are ``sizes``.
+        """The sum of both layers on one input whose spatial sizes are ``sizes``, empty where not known.
 
         Raises:
             Refused: ``WINDOWS_DIFFER``.
         """
         filters = _broadcast(self.filters, other.filters)
-        pairs = zip(self.axes, other.axes, sizes, strict=True)
+        pairs = zip(self.axes, other.axes, sizes or [None] * len(self.axes), strict=True)
         axes = tuple(union(pair[:2], pair[2]) for pair in pairs)
         groups = gcd(self.groups, other.groups)
 

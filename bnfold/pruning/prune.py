@@ -215,8 +215,7 @@ def _work(node: Node, found: Plan | None) -> int:
         sizes[outputs] -= int(found.gone[node.output].sum())
         if 0 in node.origins and node.origins[0] is None and node.inputs[0] in found.gone:
             sizes[inputs] -= int(found.gone[node.inputs[0]].sum())
-    del shape[axis]
-    return prod(sizes) * prod(shape)
+    return prod(sizes) * prod(size for i, size in enumerate(shape) if i != axis % len(shape))
 
 
 def _refusal(blocked: Blocked) -> Refusal:
