@@ -40,7 +40,8 @@ def leftover(affine: Affine, value: ir.Value, facts: Facts, opset: int) -> Lefto
 
     A shift is an Add and a scale a Mul (opset 7: earlier ones broadcast by attributes). Both at once
     are a BatchNormalization with mean 0, variance 1 and epsilon 0, where ONNX Runtime's kernel was
-    measured at half the time of Mul and Add: float32 or float64, rank 3 and more, channels on axis 1.
+    measured at half the time of Mul and Add: float32 or float64, rank 3 and more, channels on axis 1. One
+    map for all channels is no batch norm, and no model gets one that had none.
     """
     if opset < 7:
         return None
@@ -56,7 +57,7 @@ def _batch_norm(affine: Affine, value: ir.Value, facts: Facts) -> Leftover | Non
     if facts.dtype(value) not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or shape is None:
         return None
     channels = shape[1] if len(shape) >= 3 else None
-    if not isinstance(channels, int) or set(affine.sizes()) - {1}:
+    if not isinstance(channels, int) or (channels > 1 and set(affine.sizes()) != {1}):
         return None
     scale, shift = affine.along(1, channels)
     return Leftover(
