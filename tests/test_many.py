@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -89,7 +90,11 @@ def test_told_to_stop_it_stops_and_leaves_whole_files(number: int, tmp_path: Pat
     """In the middle of many files: exit code 130, nothing half-written, nothing temporary left."""
     paths = files(tmp_path, 300)
     command = [sys.executable, "-m", "bnfold", *map(str, paths), "-j", "2", "--no-verify", "-q"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+    # A test run in the background ignores Ctrl-C, and so would everything that it starts.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listening
+    ) as child:
         while child.poll() is None and not list(tmp_path.glob("*.folded.onnx")):
             time.sleep(0.02)
         child.send_signal(number)

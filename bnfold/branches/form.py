@@ -241,7 +241,7 @@ def _total(view: View, parts: Sequence[Form], node: ir.Node) -> list[Form]:
 
 
 def spatial(view: View, value: ir.Value) -> tuple[Dim, ...]:
-    """The sizes of a tensor behind its channels, None for each that is not known; none where the rank is not."""
+    """The sizes of a tensor behind its channels, None for each not known; none without a rank."""
     return (view.facts.shape(value) or ())[2:]
 
 

@@ -199,9 +199,13 @@ class Constants:
         """The integer type that a constant is dequantized from, None for any other value."""
         return self.get(value).integers if self.holds(value) else None
 
+    def suppose(self, value: ir.Value, const: Const) -> None:
+        """Take ``value`` for this constant from now on; nobody else learns of it."""
+        self._known[value] = const
+
     def remember(self, value: ir.Value, const: Const) -> None:
         """Let ``value`` be known with the unrounded values it was stored from, in later passes too."""
-        self._known[value] = const
+        self.suppose(value, const)
         value.meta[_UNROUNDED] = value.const_value, const
 
     @staticmethod

@@ -60,7 +60,9 @@ class Layer(Operator):
         """Which input each output gives any weight to; outputs × inputs."""
         const, (_, outputs, inputs) = site.const(1), self.axes(site)
         taps = tuple(axis for axis in range(const.rank) if axis not in (outputs, inputs))
-        mask = np.concatenate([np.any(rows != 0, axis=taps) for _, rows in blocks(const)])
+        mask = np.zeros([size for axis, size in enumerate(const.shape) if axis not in taps], bool)
+        for rows, weight in blocks(const):
+            mask[rows] = np.any(weight != 0, axis=taps)
         return mask if outputs < inputs else mask.T
 
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:

@@ -51,7 +51,7 @@ def map_of(view: View, run: Sequence[ir.Node], tried: Mapping[ir.Value, Any] | N
     """The map of a run, with other values for some constants; raises ``Refused`` where it has none."""
     constants = Constants.of_model(view.model, view.facts) if tried else view.constants
     for value, array in (tried or {}).items():
-        constants.remember(value, Const.stored(ir.tensor(array)))
+        constants.suppose(value, Const.stored(ir.tensor(array)))
     affine = Affine.of()
     for node in run:
         site = replace(view.site(node), constants=constants)
