@@ -234,6 +234,23 @@ KEPT: dict[str, tuple[Write, Reason]] = {
         lambda op, x: op.Conv(block(op, x, 3, 4, [1]), op.weight(4, 2, 1, 1), group=2),
         Reason.NO_RULE,
     ),
+    "a mask that is returned": (
+        lambda op, x: (
+            op.Conv((both := op.Dropout(block(op, x, 3, 4, [1]), outputs=2))[0], op.weight(2, 4, 1, 1)),
+            both[1],
+        ),
+        Reason.NO_RULE,
+    ),
+    "indices that are returned": (
+        lambda op, x: (
+            op.Conv(
+                (both := op.MaxPool(block(op, x, 3, 4, [1]), kernel_shape=[2, 2], outputs=2))[0],
+                op.weight(2, 4, 1, 1),
+            ),
+            both[1],
+        ),
+        Reason.NO_RULE,
+    ),
     "an operator nobody knows": (
         lambda op, x: op.Conv(op.Softmax(block(op, x, 3, 4, [1]), axis=1), op.weight(2, 4, 1, 1)),
         Reason.NO_RULE,

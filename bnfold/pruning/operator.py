@@ -138,6 +138,16 @@ def only(given: Mapping[int, Channels]) -> Channels:
     return given[0]
 
 
+def alone(site: Site) -> None:
+    """Insist that the node's first output is all that anyone needs of it.
+
+    Raises:
+        Refused: ``OTHER_READER`` for a mask or indices that are read or returned.
+    """
+    needed = any(value.uses() or value.is_graph_output() for value in site.node.outputs[1:])
+    require(not needed, Reason.OTHER_READER)
+
+
 def selected(const: Const, axis: int, keep: Mask) -> Const:
     """A constant without some of its entries along an axis, if it has them there; unrounded."""
     require(const.integers is None, Reason.QUANTIZED_SHIFT)

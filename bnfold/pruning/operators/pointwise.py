@@ -13,7 +13,7 @@ import numpy as np
 from bnfold.core.evaluate import evaluate
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import Site
-from bnfold.pruning.operator import Channels, Cut, Operator, Removal, only, operator, selected
+from bnfold.pruning.operator import Channels, Cut, Operator, Removal, alone, only, operator, selected
 
 
 @operator("Identity", "Dropout")
@@ -21,7 +21,7 @@ class Same(Operator):
     """Nothing changes."""
 
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
-        require(len([value for value in site.node.outputs if value.uses()]) <= 1, Reason.OTHER_READER)
+        alone(site)
         inference = site.node.op_type == "Identity" or (site.opset >= 7 and not site.has(2))
         require(inference, Reason.DROPS)
         return only(given)

@@ -11,7 +11,7 @@ import numpy as np
 
 from bnfold.core.reasons import Reason, require
 from bnfold.core.site import Site
-from bnfold.pruning.operator import Channels, Operator, only, operator
+from bnfold.pruning.operator import Channels, Operator, alone, only, operator
 from bnfold.rules.window.average_pool import _counts_padding
 from bnfold.rules.window.reduce import reduced_axes
 
@@ -22,7 +22,7 @@ class Pool(Operator):
 
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
         require(only(given).axis == 1, Reason.MIXED_AXES)
-        require(len([value for value in site.node.outputs if value.uses()]) <= 1, Reason.OTHER_READER)
+        alone(site)
         return given[0]
 
 
