@@ -90,8 +90,8 @@ class FoldPass(InPlacePass):
 
     def _run(self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None) -> Engine:
         engine = Engine(View(model, self.selection.chosen, portable), progress)
-        # What overflows float64 is refused where it would be stored.
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # What overflows float64, or is divided by zero, is refused where it would be stored.
+        with np.errstate(all="ignore"):
             engine.run()
         return engine
 

@@ -633,6 +633,22 @@ def test_function_of_that_name(domain: str) -> None:
     assert list(folded.functions[0].node) == list(model.functions[0].node)
 
 
+@pytest.mark.parametrize("op_type", ["Shape", "Size", "CastLike"])
+@pytest.mark.parametrize("domain", ["local", ""])
+def test_function_that_reads_values(op_type: str, domain: str) -> None:
+    """A function named like an operator that asks for no value is a reader like any other."""
+
+    def write(op: Graph) -> Sequence[str]:
+        y = large_conv(op)
+        return op.batch_norm(y, channels=3), op.node(op_type, "x", y, domain=domain)
+
+    model = written(write)
+    opsets = [helper.make_opsetid("", 17)]
+    inner = [helper.make_node("Sin", ["b"], ["c"])]
+    model.functions.append(helper.make_function(domain, op_type, ["a", "b"], ["c"], inner, opsets))
+    assert count(bnfold.fold(model).model) == count(model)
+
+
 def test_standard_domain_has_two_names() -> None:
     """``ai.onnx`` is the standard domain, spelled out."""
 

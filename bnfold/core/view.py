@@ -88,6 +88,13 @@ class View:
                 raise
             return None
 
+    def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+        """Every use of a value; not those that ask only for its shape or type, which no map changes."""
+        for node, index in value.uses():
+            asks = node.op_type in ("Shape", "Size") or (node.op_type, index) == ("CastLike", 1)
+            if not (asks and self._version(node) > 0):
+                yield node, index
+
     def position(self, node: ir.Node) -> float:
         """Where the node stands: every reader of a value stands behind its producer."""
         return self._positions[node]
@@ -134,13 +141,6 @@ def misfit(node: ir.Node, error: Exception) -> InvalidModelError:
         f"the attributes or constants of {name_of(node)!r} ({node.op_type}) do not fit each other "
         f"({type(error).__name__}: {error}); export the model again."
     )
-
-
-def readers_of(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Every use of a value; not those that ask only for its shape or type, which no map changes."""
-    for node, index in value.uses():
-        if node.op_type not in ("Shape", "Size") and (node.op_type, index) != ("CastLike", 1):
-            yield node, index
 
 
 def name_of(node: ir.Node) -> str:

@@ -16,7 +16,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.plan import Blocked, Direction, Plan, at
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving
-from bnfold.core.view import View, readers_of
+from bnfold.core.view import View
 from bnfold.core.walk import affine_of
 from bnfold.core.walk.up import edit
 
@@ -68,7 +68,7 @@ class _Down:
 
     def spread(self, value: ir.Value, affine: Affine) -> None:
         """All readers of ``value`` now have to apply ``affine`` themselves."""
-        uses = list(readers_of(value))
+        uses = list(self.view.readers(value))
         with at(value.producer(), value):
             require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
             require(bool(uses), Reason.NO_READER)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from bnfold.core.affine import Affine
 from bnfold.core.plan import Direction, Plan, at
 from bnfold.core.reasons import Reason, require
-from bnfold.core.view import View, readers_of
+from bnfold.core.view import View
 from bnfold.core.walk import affine_of
 
 
@@ -35,7 +35,7 @@ def run_from(view: View, seed: ir.Node) -> tuple[list[ir.Node], Affine]:
 
 def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
     value = node.outputs[0]
-    uses = list(readers_of(value))
+    uses = list(view.readers(value))
     if value.is_graph_output() or len(uses) != 1 or uses[0][0].graph is not node.graph:
         return None
     known = affine_of(view, uses[0][0])

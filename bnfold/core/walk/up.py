@@ -18,7 +18,7 @@ from bnfold.core.plan import Blocked, Direction, Plan, at
 from bnfold.core.profit import is_cheap_to_copy
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving, Moved
-from bnfold.core.view import View, readers_of
+from bnfold.core.view import View
 from bnfold.core.walk import affine_of
 
 Use = tuple[ir.Node, int]
@@ -157,7 +157,7 @@ class _Up:
 
     def _others(self, value: ir.Value, affine: Affine, readers: list[Use]) -> list[Use]:
         """Who still reads the tensor as it is; of a reader that is copied, the copy does."""
-        rest = [use for use in readers_of(value) if use not in readers]
+        rest = [use for use in self.view.readers(value) if use not in readers]
         readers.extend(joining := [use for use in rest if self._joins(use, affine)])
         copied = [use for use in readers if use[0] in self.plan.copies]
         return [use for use in rest if use not in joining] + copied

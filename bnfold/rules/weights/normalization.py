@@ -1,7 +1,8 @@
 """A normalization takes a map from behind into its own γ and β, and a shift in front of it has no effect.
 
     pull    s·(γ·x̂ + β) + t   =  (s·γ)·x̂ + (s·β + t)
-    push    (x + t)^           =  x̂                        t the same for all that is normalized together
+    push    (x + t)^           =  x̂                        t the same for all that is normalized together;
+                                                           the mean that a LayerNormalization returns takes t
 
 γ and β belong to the axes that are normalized (LayerNormalization, RMSNormalization), to channels
 (InstanceNormalization, GroupNormalization from version 21 on) or to groups of channels (version 18). x̂
@@ -31,7 +32,8 @@ class Normalization(Rule):
         affine = into.only(0)
         require(not affine.scales, Reason.EPSILON)
         require(not set(affine.sizes()) & self.normalized(node, affine), Reason.MIXED_AXES)
-        return Moved()
+        # The mean, which LayerNormalization returns on demand, is the mean of what is normalized.
+        return Moved(outputs={1: affine} if len(node.node.outputs) > 1 else {})
 
     def parameters(self, node: Site, out: Affine) -> Affine:
         """The map as it acts on γ and β."""
@@ -109,6 +111,12 @@ def instance_norm(op: Graph, x: Input = (2, 3, 5, 6)) -> Outputs:
 @folds
 def shift_in_front_of_instance_norm(op: Graph, x: Input = (2, 3, 5, 6)) -> Outputs:
     return op.InstanceNormalization(op.Add(x, op.weight(3, 1, 1)), op.weight(3), op.weight(3))
+
+
+@folds
+def mean_of_a_shift(op: Graph, x: Input = (2, 5, 4)) -> Outputs:
+    y, mean = op.LayerNormalization(op.Add(x, op.const(0.5)), op.weight(4), op.weight(4), outputs=2)
+    return y, op.Conv(mean, op.weight(3, 5, 1))
 
 
 @folds(opset=21, ir_version=10)
