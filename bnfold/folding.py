@@ -18,7 +18,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from bnfold import files
 from bnfold.core.engine import Engine, Fold, Progress
 from bnfold.core.functions import inline_where_it_helps
-from bnfold.core.view import View
+from bnfold.core.view import Look, View
 from bnfold.errors import InvalidModelError, UnreadableModelError, VerificationError
 from bnfold.inference import to_inference as convert
 from bnfold.report import Report
@@ -65,6 +65,7 @@ class FoldPass(InPlacePass):
         self.portable = portable
         self.to_inference = to_inference
         self.progress = progress
+        self.look: Look = lambda model: View(model, self.selection.chosen, self.portable)
         self.report = Report()
         self.folds: list[Fold] = []
 
@@ -80,20 +81,23 @@ class FoldPass(InPlacePass):
         self.selection.check(model)
         converted = convert(model) if self.to_inference else 0
         frozen = self.freeze_initializers and freeze(model)
-        inlined = inline_where_it_helps(model, lambda trial: self._run(trial, portable=True).touched)
-        engine = self._run(model, self.portable, self.progress)
+        inlined = inline_where_it_helps(
+            model, lambda trial: _run(View(trial, self.selection.chosen, portable=True)).touched
+        )
+        engine = _run(self.look(model), self.progress)
         self.report, self.folds = engine.report, engine.folds
         self.report.inlined, self.report.converted = inlined, converted
         self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed or frozen)
 
-    def _run(self, model: ir.Model, portable: bool, progress: Progress = lambda done, total: None) -> Engine:
-        engine = Engine(View(model, self.selection.chosen, portable), progress)
-        # What overflows float64, or is divided by zero, is refused where it would be stored.
-        with np.errstate(all="ignore"):
-            engine.run()
-        return engine
+
+def _run(view: View, progress: Progress = lambda done, total: None) -> Engine:
+    engine = Engine(view, progress)
+    # What overflows float64, or is divided by zero, is refused where it would be stored.
+    with np.errstate(all="ignore"):
+        engine.run()
+    return engine
 
 
 @dataclass(frozen=True)

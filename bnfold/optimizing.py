@@ -11,6 +11,7 @@ from bnfold import files
 from bnfold.branches.merge import MergeBranchesPass
 from bnfold.core.constants import Constants
 from bnfold.core.engine import Fold, Progress
+from bnfold.core.view import View
 from bnfold.folding import FoldPass, freeze
 from bnfold.inference import to_inference as convert
 from bnfold.pruning.prune import PruneDeadChannelsPass
@@ -62,6 +63,10 @@ class OptimizePass(InPlacePass):
         for each in (self._merge, self._prune, self._dead):
             if each is not None:
                 each.selection = self._fold.selection
+        for one in (self._fold, self._merge, self._prune, self._dead):
+            if one is not None:
+                one.look = self._look
+        self._view: View | None = None
         self.report = Report()
         self.folds: list[Fold] = []
         self.flattened: dict[str, list[int]] = {}
@@ -69,7 +74,7 @@ class OptimizePass(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Optimize ``model`` itself; raises what the passes raise."""
         started, before = time.perf_counter(), files.constant_bytes(model)
-        self.report, self.folds, self.flattened = Report(), [], {}
+        self.report, self.folds, self.flattened, self._view = Report(), [], {}, None
         converted = convert(model) if self.to_inference else 0
         frozen = self.freeze_initializers and freeze(model)
         if self._prune is not None:
@@ -79,6 +84,7 @@ class OptimizePass(InPlacePass):
         # What folds and merges may leave filters of zeros, which no γ told of.
         while self._dead is not None and self._run(self._dead, model):
             self._fold_and_merge(model)
+        self._view = None
         Constants.forget_all(model)
         self.report.converted = converted
         self.report.constant_bytes = files.constant_bytes(model) - before
@@ -92,6 +98,14 @@ class OptimizePass(InPlacePass):
 
     def _run(self, each: FoldPass | MergeBranchesPass | PruneDeadChannelsPass, model: ir.Model) -> bool:
         modified = each(model).modified
+        if modified or model.functions:  # of which the pass may have inlined some before it looked
+            self._view = None
         self.report = self.report.then(each.report)
         self.folds += each.folds
         return modified
+
+    def _look(self, model: ir.Model) -> View:
+        """One view for as long as nothing changes the model: to infer shapes takes as long as a pass."""
+        if self._view is None:
+            self._view = View(model, self._fold.selection.chosen, self._fold.portable)
+        return self._view

@@ -15,7 +15,7 @@ from bnfold.core.apply import Writer
 from bnfold.core.engine import Fold, describe
 from bnfold.core.plan import Blocked
 from bnfold.core.rebuild import rebuild
-from bnfold.core.view import View, name_of
+from bnfold.core.view import Look, View, name_of
 from bnfold.report import Branches, Refusal, Report
 from bnfold.selection import Patterns, Selection
 
@@ -38,6 +38,7 @@ class MergeBranchesPass(InPlacePass):
     def __init__(self, *, only: Patterns = None, skip: Patterns = None) -> None:
         super().__init__()
         self.selection = Selection(only, skip)
+        self.look: Look = lambda model: View(model, self.selection.chosen)
         self.report = Report()
         self.folds: list[Fold] = []
 
@@ -50,12 +51,13 @@ class MergeBranchesPass(InPlacePass):
         """
         started, before = time.perf_counter(), files.constant_bytes(model)
         self.selection.check(model)
-        view = View(model, self.selection.chosen)
+        view = self.look(model)
         self.report, self.folds = Report(nodes_before=_count(view)), []
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             self._merge(view)
         self.report.nodes_after = _count(view)
-        self.report.constant_bytes = files.constant_bytes(model) - before
+        if self.report.changed:
+            self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed)
 

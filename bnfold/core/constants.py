@@ -189,6 +189,8 @@ class Constants:
 
     def holds(self, value: ir.Value) -> bool:
         """Whether ``value`` is a constant (without evaluating more than that needs)."""
+        if value in self._known or value in self._refused:
+            return value in self._known
         try:
             self.get(value)
         except Refused:

@@ -118,7 +118,7 @@ class Engine:
         moved, ever = True, False
         while moved:
             moved = False
-            seeds = [node for node in self.view.nodes() if self._is_affine(node)]
+            seeds = [node for node in self.view.nodes() if self.view.is_affine(node)]
             for done, seed in enumerate(seeds):
                 self.progress(done, len(seeds))
                 if seed.graph is not None:
@@ -130,13 +130,6 @@ class Engine:
         constants = self.view.constants
         given = [value for value in node.inputs if value is not None]
         return any(value in constants.overridable or constants.holds(value) for value in given)
-
-    def _is_affine(self, node: ir.Node) -> bool:
-        try:
-            self.view.read(node)
-        except Refused:
-            return False
-        return True
 
     def _place(self, writer: Writer, seed: ir.Node, walks: dict[Direction, Walk]) -> bool:
         """Try each direction in turn, up first: a producer takes a map at no other node's cost."""

@@ -34,10 +34,13 @@ class Blocked(Exception):  # noqa: N818  like Refused, an answer
     """A refusal and the node that gave it."""
 
     def __init__(self, reason: Reason, node: ir.Node | None, value: ir.Value | None = None) -> None:
-        super().__init__(reason.text)
+        super().__init__(reason)
         self.reason = reason
         self.node = node
         self.value = value
+
+    def __str__(self) -> str:
+        return self.reason.text
 
 
 @dataclass

@@ -262,8 +262,11 @@ class Refused(Exception):  # noqa: N818  a refusal is an answer, not an error
     """A map cannot go this way; says why."""
 
     def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.text)
+        super().__init__(reason)
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason.text
 
 
 _silenced: ContextVar[frozenset[Reason]] = ContextVar("silenced", default=frozenset())

@@ -153,6 +153,7 @@ class _FloatInfo:
     eps: float
 
 
+@functools.cache
 def _finfo(dtype: ir.DataType) -> _FloatInfo:
     info = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
     return _FloatInfo(float(info.max), float(info.tiny), float(info.eps))

@@ -43,6 +43,7 @@ class View:
         self.constants = Constants.of_model(model, self.facts)
         self.opset = opset_of(model)
         self._chosen = chosen
+        self._graphs = tuple(model.graphs())  # no fold makes or removes a body
         self._positions: dict[ir.Node, float] = {}
         self._reads: dict[ir.Node, tuple[int, Affine] | Reason] = {}
         for place, node in enumerate(self.nodes()):
@@ -50,7 +51,7 @@ class View:
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of the graph and its subgraphs, in topological order within each."""
-        for graph in self.model.graphs():
+        for graph in self._graphs:
             yield from graph
 
     def site(self, node: ir.Node) -> Site:
@@ -72,21 +73,21 @@ class View:
         Raises:
             Refused: if the node is no affine map, or must be left alone.
         """
-        if node not in self._reads:
-            self._reads[node] = self._read(node)
-        known = self._reads[node]
+        known = self._known(node)
         if isinstance(known, Reason):
             raise Refused(known)
         return known
 
     def affine(self, node: ir.Node) -> tuple[int, Affine] | None:
         """Like ``read``, but None for a node that is no affine map."""
-        try:
-            return self.read(node)
-        except Refused as refused:
-            if refused.reason is Reason.EXCLUDED:
-                raise
-            return None
+        known = self._known(node)
+        if known is Reason.EXCLUDED:
+            raise Refused(known)
+        return None if isinstance(known, Reason) else known
+
+    def is_affine(self, node: ir.Node) -> bool:
+        """Whether ``read`` gives a map."""
+        return not isinstance(self._known(node), Reason)
 
     def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         """Every use of a value; not those that ask only for its shape or type, which no map changes."""
@@ -109,6 +110,11 @@ class View:
         self._reads.pop(node, None)
         for output in node.outputs:
             self.constants.forget(output)
+
+    def _known(self, node: ir.Node) -> tuple[int, Affine] | Reason:
+        if node not in self._reads:
+            self._reads[node] = self._read(node)
+        return self._reads[node]
 
     def _read(self, node: ir.Node) -> tuple[int, Affine] | Reason:
         site = self.site(node)
@@ -133,6 +139,10 @@ class View:
         if node.op_identifier() in self.model.functions:
             return 0
         return _since(node.op_type, self.opset) if node.domain == "" else 0
+
+
+# How a pass gets its view of a model.
+Look = Callable[[ir.Model], View]
 
 
 def misfit(node: ir.Node, error: Exception) -> InvalidModelError:

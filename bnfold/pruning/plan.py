@@ -21,6 +21,7 @@ from bnfold.core.site import Site
 from bnfold.core.view import View
 from bnfold.pruning.affine import Map
 from bnfold.pruning.operator import Channels, Mask, Operator, Origin, Removal, registered, size_along
+from bnfold.pruning.operators.layers import Layer
 
 
 @dataclass
@@ -61,6 +62,22 @@ class Plan:
 
 
 Flat = Callable[[ir.Node, np.typing.NDArray[np.float64]], Mask | None]
+
+
+def may_remove(view: View, below: float) -> bool:
+    """Whether any channel can go: only zeros, in a map's scale or in a layer's weights, begin one's end."""
+    return any(_may_begin(view, node, below) for node in view.model.graph)
+
+
+def _may_begin(view: View, node: ir.Node, below: float) -> bool:
+    operator = registered().get(node.op_type) if node.domain == "" else None
+    try:
+        known = view.affine(node) if view.reads(node) else None
+        if known is not None:
+            return bool(np.any(np.abs(known[1].scale) <= below))
+        return isinstance(operator, Layer) and operator.has_unused(view.site(node))
+    except Refused:
+        return False
 
 
 def plan(view: View, flat: Flat, barred: Mapping[ir.Value, Blocked]) -> Plan:

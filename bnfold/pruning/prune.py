@@ -19,10 +19,10 @@ from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.rounding import stored
 from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View, name_of
+from bnfold.core.view import Look, View, name_of
 from bnfold.pruning.operator import Cut, Mask
 from bnfold.pruning.operators.layers import Layer
-from bnfold.pruning.plan import Node, Plan, plan
+from bnfold.pruning.plan import Node, Plan, may_remove, plan
 from bnfold.report import Channels, Refusal, Report
 from bnfold.selection import Patterns, Selection
 
@@ -53,6 +53,7 @@ class PruneDeadChannelsPass(InPlacePass):
             raise ValueError(f"below is a threshold of 0 or more, not {below}")
         self.below = below
         self.selection = Selection(only, skip)
+        self.look: Look = lambda model: View(model, self.selection.chosen)
         self.report = Report()
         self.folds: list[Fold] = []
         self.flattened: dict[str, list[int]] = {}
@@ -66,13 +67,15 @@ class PruneDeadChannelsPass(InPlacePass):
         """
         started, before = time.perf_counter(), files.constant_bytes(model)
         self.selection.check(model)
-        view = View(model, self.selection.chosen)
+        view = self.look(model)
         self.report, self.folds, self.flattened = Report(), [], {}
         self.report.nodes_before = _count(view)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            self._prune(view)
+        with np.errstate(all="ignore"):
+            if may_remove(view, self.below):
+                self._prune(view)
         self.report.nodes_after = _count(view)
-        self.report.constant_bytes = files.constant_bytes(model) - before
+        if self.report.changed:
+            self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
         return PassResult(model, self.report.changed)
 

@@ -65,6 +65,14 @@ class Layer(Operator):
             mask[rows] = np.any(weight != 0, axis=taps)
         return mask if outputs < inputs else mask.T
 
+    def has_unused(self, site: Site) -> bool:
+        """Whether any input gets no weight at all, or any output has none."""
+        weight = site.const(1)
+        if weight.edit.is_identity and not weight.on_disk and weight.base.all():
+            return False
+        used = self.used(site)
+        return not (used.any(axis=0).all() and used.any(axis=1).all())
+
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
         used, axis = self.used(site), self.axes(site)[0] % len(site.shape(0))
         fixed, sums = np.zeros(used.shape[1], bool), np.zeros(len(used))
