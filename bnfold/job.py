@@ -163,7 +163,7 @@ def _target(path: Path, order: Order) -> Path:
     """Where the result goes, if it may go there."""
     if order.in_place:
         return path
-    target = order.output or path.with_name(f"{path.name.removesuffix('.onnx')}.folded.onnx")
+    target = order.output or path.parent / f"{path.name.removesuffix('.onnx')}.folded.onnx"
     if target.is_dir():
         raise OutputError(f"{target} is a directory; name a file with -o.")
     if target.exists() and path.exists() and target.samefile(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bnfold.job import Outcome
@@ -40,6 +41,8 @@ def summary(outcome: Outcome) -> list[str]:
             f"Taking small γ for 0 changes the outputs by up to {largest:.2g} of their largest value."
         )
         lines.append("That nothing else changes them is shown against the model with these γ at 0.")
+    elif any(each.approximate for each in report.channels):
+        lines.append("Small γ count as 0; by how much that changes the outputs is measured on writing.")
     if report.constant_bytes > 0:
         lines.append(f"Shared or generated weights were written out: {_bytes(report.constant_bytes)} more.")
     if report.bias_rounding:
@@ -69,7 +72,8 @@ def summary(outcome: Outcome) -> list[str]:
 def tables(outcome: Outcome, verbose: bool) -> list[Table]:
     """One table of batch norms, one of operator counts, one of how far the outputs differ."""
     rows = [row for row in outcome.report.rows if verbose or row.is_batch_norm]
-    made = [Table("Batch norms", ("node", "operator", "what became of it"), [_row(row) for row in rows])]
+    title = _kind(rows).capitalize()
+    made = [Table(title, ("node", "operator", "what became of it"), [_row(row) for row in rows])]
     before, after = outcome.report.nodes_before, outcome.report.nodes_after
     counts = [
         (printable(op), str(before.get(op, 0)), str(after.get(op, 0)))
@@ -79,6 +83,7 @@ def tables(outcome: Outcome, verbose: bool) -> list[Table]:
     made.append(Table("Nodes", ("operator", "before", "after"), counts))
     made.append(branches(outcome.report, verbose))
     made.append(channels(outcome.report))
+    made.append(reasons([*rows, *_told(outcome.report, verbose), *outcome.report.channels]))
     if outcome.verdict is not None:
         made.append(errors(outcome.verdict))
     if outcome.deviations:
@@ -90,14 +95,20 @@ def branches(report: Report, verbose: bool) -> Table:
     """Layers that became one; with ``verbose`` also those that stay, and why."""
     rows = [
         (printable(each.name), printable(each.op_type), printable_lines(_union(each)))
-        for each in report.branches
-        if each.into or verbose
+        for each in _told(report, verbose)
     ]
     return Table("Branches", ("sum or layer", "operator", "what became of it"), rows)
 
 
+def _told(report: Report, verbose: bool) -> list[Branches]:
+    return [each for each in report.branches if each.into or verbose]
+
+
 def channels(report: Report) -> Table:
-    """Layers whose channels hold one value: how many are gone, and why others are not."""
+    """Layers whose channels hold one value: how many are gone, and why others are not.
+
+    A batch norm that only loses the channels of its layer is not listed beside it.
+    """
     rows = [
         (
             printable(each.name),
@@ -106,9 +117,16 @@ def channels(report: Report) -> Table:
             printable_lines([_numbers(each), *(_refused(refusal) for refusal in each.refusals)]),
         )
         for each in report.channels
-        if each.removed or each.refusals
+        if each.refusals or each.approximate or (each.removed and each.op_type != "BatchNormalization")
     ]
     return Table("Dead channels", ("layer", "operator", "channels", "what became of them"), rows)
+
+
+def reasons(told: Sequence[Row | Branches | Channels]) -> Table:
+    """What each reason means that the other tables name, and what would help."""
+    named = {refusal.reason for each in told for refusal in each.refusals}
+    rows = [(each.name, each.text, each.unblock) for each in sorted(named, key=lambda reason: reason.name)]
+    return Table("Reasons", ("reason", "what it means", "what would help"), rows)
 
 
 def errors(verdict: Verdict) -> Table:
@@ -191,15 +209,21 @@ def _union(each: Branches) -> list[str]:
 def _numbers(each: Channels) -> str:
     """Which channels are gone, and which stay though they hold one value."""
     parts = [(each.removed, "removed"), (each.kept, "kept")]
-    said = "; ".join(f"{word} {_list([str(n) for n in numbers])}" for numbers, word in parts if numbers)
+    said = "; ".join(f"{word} {_list(_runs(numbers))}" for numbers, word in parts if numbers)
     return f"{said} (by --prune-below: {len(each.approximate)})" if each.approximate else said
+
+
+def _runs(numbers: Sequence[int]) -> list[str]:
+    """Ascending numbers, those in a row as "first–last"."""
+    steps = enumerate(numbers)
+    runs = [[n for _, n in run] for _, run in groupby(steps, lambda step: step[1] - step[0])]
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
 
 
 def _refused(refusal: Refusal) -> str:
     at = refusal.node or refusal.tensor
     place = f" at {at}" if at else ""
-    reason = refusal.reason
-    return f"{refusal.direction}: {reason.name}{place}. {reason.text} What would help: {reason.unblock}"
+    return f"{refusal.direction}: {refusal.reason.name}{place}"
 
 
 def _list(names: Sequence[str]) -> str:
@@ -211,9 +235,16 @@ def _count(report: Report) -> str:
         return "nothing to fold"
     parts = [(report.folded, "folded"), (report.merged, "merged"), (report.kept, "kept")]
     said = ", ".join(f"{count} {word}" for count, word in parts if count)
-    more = [(report.joined, "branches merged"), (report.pruned, "layers without their dead channels")]
-    whole = [f"batch norms {said}" if said else "", *(f"{count} {what}" for count, what in more if count)]
+    more = [("layers merged into one", report.joined), ("layers freed of dead channels", report.pruned)]
+    kind = _kind([row for row in report.rows if row.is_batch_norm])
+    whole = [f"{kind} {said}" if said else "", *(f"{what} {count}" for what, count in more if count)]
     return ", ".join(filter(None, whole)) or "functions inlined"
+
+
+def _kind(rows: Sequence[Row]) -> str:
+    """What to call the nodes in question: some exporters write a batch norm as several."""
+    plain = all(row.op_type == "BatchNormalization" for row in rows)
+    return "batch norms" if plain else "affine nodes"
 
 
 def _nodes(report: Report) -> str:

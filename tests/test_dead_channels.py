@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto
 from truth import differences, feeds_for, onnx_runtime, outputs_of, truth
 
 import bnfold
+from bnfold.cli import cli
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
 from bnfold.pruning.flatten import flatten
@@ -310,10 +312,6 @@ def test_small_channels_that_stay_are_untouched() -> None:
 
 def test_command_measures_the_error(tmp_path: Path) -> None:
     """``--prune-below`` proves what it can, reports the rest, and exits 0."""
-    from click.testing import CliRunner
-
-    from bnfold.cli import cli
-
     path = tmp_path / "m.onnx"
     onnx.save(
         written(
@@ -339,12 +337,31 @@ def test_command_measures_the_error(tmp_path: Path) -> None:
     assert "small γ" not in exact.output
 
 
+def test_report_is_short(tmp_path: Path) -> None:
+    """Channels in a row are named by the first and the last, a batch norm only if it says more."""
+    dead = [0, 1, 2, 5, 7]
+    model = written(lambda op, x: op.Conv(block(op, x, 3, 8, dead, beta=-1.0), op.weight(2, 8, 1, 1)))
+    onnx.save(model, path := tmp_path / "m.onnx")
+    done = CliRunner().invoke(cli, [str(path), "--dry-run"])
+    assert "removed 0–2, 5, 7" in done.output
+    assert done.output.count("removed") == 1
+
+
+def test_dry_run_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    """Without writing, the report does not pass over the error of ``--prune-below``."""
+    model = written(
+        lambda op, x: op.Conv(
+            op.Relu(norm(op, op.Conv(x, op.weight(4, 3, 1, 1)), 4, [1], gamma=1e-3)), op.weight(2, 4, 1, 1)
+        )
+    )
+    onnx.save(model, path := tmp_path / "m.onnx")
+    arguments = [str(path), "--dry-run", "--prune-below", "0.01"]
+    assert "measured on writing" in CliRunner().invoke(cli, arguments).output
+    assert "measured on writing" not in CliRunner().invoke(cli, arguments[:2]).output
+
+
 def test_unfold_undoes_all(tmp_path: Path) -> None:
     """What was merged and pruned comes back bit for bit from the map."""
-    from click.testing import CliRunner
-
-    from bnfold.cli import cli
-
     path, made, back = (tmp_path / name for name in ("m.onnx", "m.json", "back.onnx"))
     onnx.save(ir.serde.serialize_model(ir.serde.deserialize_model(written(residual))), path)
     done = CliRunner().invoke(cli, ["fold", str(path), "--map", str(made)])

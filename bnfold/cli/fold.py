@@ -118,6 +118,10 @@ def _refuse_contradictions(
         "--map names one file, and there are several models.": several and asked["map_file"],
         "--inputs fits one model, and there are several.": several and asked["inputs"],
         "-o and --in-place contradict each other.": asked["output"] and asked["in_place"],
+        "--check and --dry-run write no model, so -o and --in-place have no place.": (
+            asked["check"] or asked["dry_run"]
+        )
+        and (asked["output"] or asked["in_place"]),
         "--json and --markdown contradict each other.": as_json and as_markdown,
         "--quiet leaves no report for --json or --markdown.": quiet and (as_json or as_markdown),
         "--prune-below is a number of 0 or more.": asked["prune_below"] != asked["prune_below"],
