@@ -58,12 +58,12 @@ def summary(outcome: Outcome) -> list[str]:
         )
     if report.training:
         lines.append(
-            f"{report.training} stay because they are in training mode, normalizing by each batch; "
-            "if their stored statistics are meant, pass --to-inference."
+            "Nodes that stay because they are in training mode, normalizing by each batch: "
+            f"{report.training}; if their stored statistics are meant, pass --to-inference."
         )
     if report.overridable:
         lines.append(
-            f"{report.overridable} stay because their constants are also graph inputs; "
+            f"Nodes that stay because their constants are also graph inputs: {report.overridable}; "
             "if no caller replaces them, pass --freeze-initializers."
         )
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +11,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from bnfold import files
 from bnfold.branches.plan import Plan, plan_for, steps
 from bnfold.core.apply import Writer
-from bnfold.core.engine import Fold, describe
+from bnfold.core.engine import Fold, describe, reported
 from bnfold.core.plan import Blocked
 from bnfold.core.rebuild import rebuild
 from bnfold.core.view import Look, View, name_of
@@ -52,10 +51,10 @@ class MergeBranchesPass(InPlacePass):
         started, before = time.perf_counter(), files.constant_bytes(model)
         self.selection.check(model)
         view = self.look(model)
-        self.report, self.folds = Report(nodes_before=_count(view)), []
+        self.report, self.folds = Report(nodes_before=view.operators()), []
         with np.errstate(all="ignore"):
             self._merge(view)
-        self.report.nodes_after = _count(view)
+        self.report.nodes_after = view.operators()
         if self.report.changed:
             self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
@@ -101,9 +100,4 @@ class MergeBranchesPass(InPlacePass):
 
 
 def _refusal(value: ir.Value, blocked: Blocked) -> Refusal:
-    node = "" if blocked.node is None else describe(blocked.node)
-    return Refusal("across", blocked.reason, node, value.name or "")
-
-
-def _count(view: View) -> dict[str, int]:
-    return dict(sorted(Counter(node.op_type for node in view.nodes()).items()))
+    return reported("across", Blocked(blocked.reason, blocked.node, value))

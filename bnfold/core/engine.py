@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,7 +79,7 @@ class Engine:
     def run(self) -> Report:
         """Fold, and say what became of every affine node."""
         report = self.report
-        report.nodes_before = self._count()
+        report.nodes_before = self.view.operators()
         writer = Writer(self.view)
         self._read_all()
         parts: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: split}
@@ -91,7 +90,7 @@ class Engine:
         tidy(self.view, writer)
         writer.sweep()
         report.rows = [row for row in self.rows.values() if row.name]
-        report.nodes_after = self._count()
+        report.nodes_after = self.view.operators()
         return report
 
     def _read_all(self) -> None:
@@ -141,7 +140,7 @@ class Engine:
                 return True
             except Blocked as blocked:
                 if direction in _HOMES and walks is not _MEETING:
-                    refusals.append(_refusal(direction, blocked))
+                    refusals.append(reported(direction.value, blocked))
         if refusals and seed in self.rows and self.rows[seed].status == "kept":
             self.rows[seed].refusals = tuple(refusals)
         return False
@@ -176,9 +175,6 @@ class Engine:
         whole = [site for site in sites if site.is_const(0) and site.const(0).dtype is ir.DataType.INT32]
         return max((float(site.const(1).exact.max(initial=0.0)) / 2 for site in whole), default=0.0)
 
-    def _count(self) -> dict[str, int]:
-        return dict(sorted(Counter(node.op_type for node in self.view.nodes()).items()))
-
 
 def _is_batch_norm(node: ir.Node) -> bool:
     return node.op_type == "BatchNormalization" and node.domain == ""
@@ -189,7 +185,8 @@ def describe(node: ir.Node) -> str:
     return f"{name_of(node)} ({node.op_type})"
 
 
-def _refusal(direction: Direction, blocked: Blocked) -> Refusal:
+def reported(direction: str, blocked: Blocked) -> Refusal:
+    """What kept a map, a branch or a channel from going that way, as the report tells it."""
     node = "" if blocked.node is None else describe(blocked.node)
     tensor = "" if blocked.value is None else blocked.value.name or ""
-    return Refusal(direction.value, blocked.reason, node, tensor)
+    return Refusal(direction, blocked.reason, node, tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -53,6 +54,10 @@ class View:
         """Every node of the graph and its subgraphs, in topological order within each."""
         for graph in self._graphs:
             yield from graph
+
+    def operators(self) -> dict[str, int]:
+        """How many nodes there are of each operator."""
+        return dict(sorted(Counter(node.op_type for node in self.nodes()).items()))
 
     def site(self, node: ir.Node) -> Site:
         """The node as a rule sees it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from math import prod
 
 import numpy as np
@@ -14,7 +13,7 @@ from bnfold import files
 from bnfold.core.affine import Array
 from bnfold.core.apply import Change, Writer
 from bnfold.core.constants import Const
-from bnfold.core.engine import Fold, describe
+from bnfold.core.engine import Fold, reported
 from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.rounding import stored
@@ -23,7 +22,7 @@ from bnfold.core.view import Look, View, name_of
 from bnfold.pruning.operator import Cut, Mask
 from bnfold.pruning.operators.layers import Layer
 from bnfold.pruning.plan import Node, Plan, may_remove, plan
-from bnfold.report import Channels, Refusal, Report
+from bnfold.report import Channels, Report
 from bnfold.selection import Patterns, Selection
 
 
@@ -69,11 +68,11 @@ class PruneDeadChannelsPass(InPlacePass):
         self.selection.check(model)
         view = self.look(model)
         self.report, self.folds, self.flattened = Report(), [], {}
-        self.report.nodes_before = _count(view)
+        self.report.nodes_before = view.operators()
         with np.errstate(all="ignore"):
             if may_remove(view, self.below):
                 self._prune(view)
-        self.report.nodes_after = _count(view)
+        self.report.nodes_after = view.operators()
         if self.report.changed:
             self.report.constant_bytes = files.constant_bytes(model) - before
         self.report.seconds = time.perf_counter() - started
@@ -147,7 +146,7 @@ class PruneDeadChannelsPass(InPlacePass):
             if not gone.any() and not kept:
                 continue
             why = found.refusals.get(node.output, {})
-            refusals = dict.fromkeys(_refusal(why[channel]) for channel in kept if channel in why)
+            refusals = dict.fromkeys(reported("prune", why[channel]) for channel in kept if channel in why)
             name = name_of(node.site.node)
             self.report.channels.append(
                 Channels(
@@ -219,12 +218,3 @@ def _work(node: Node, found: Plan | None) -> int:
         if 0 in node.origins and node.origins[0] is None and node.inputs[0] in found.gone:
             sizes[inputs] -= int(found.gone[node.inputs[0]].sum())
     return prod(sizes) * prod(size for i, size in enumerate(shape) if i != axis % len(shape))
-
-
-def _refusal(blocked: Blocked) -> Refusal:
-    node = "" if blocked.node is None else describe(blocked.node)
-    return Refusal("prune", blocked.reason, node, "" if blocked.value is None else blocked.value.name or "")
-
-
-def _count(view: View) -> dict[str, int]:
-    return dict(sorted(Counter(node.op_type for node in view.nodes()).items()))
