@@ -17,13 +17,17 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from bnfold import files
+from bnfold.core import external
 from bnfold.core.apply import Change
 from bnfold.core.constants import Const
 from bnfold.core.engine import Fold
-from bnfold.core.rounding import stored
+from bnfold.core.rounding import Rounded, stored
 from bnfold.errors import BnfoldError, InputsError
 
 SCHEMA_VERSION = 1
+
+# Where data are: the file, from which byte on, and how many.
+_Place = tuple[str, int | None, int]
 
 
 def provenance(
@@ -81,8 +85,12 @@ def fingerprint(model: ir.Model) -> str:
 
     It does not depend on how the file is written (external data, declared shapes, comments).
     """
+    return _fingerprint(model, _constants(model))
+
+
+def _fingerprint(model: ir.Model, constants: Iterable[tuple[ir.TensorProtocol, str]]) -> str:
     digest = hashlib.sha256(repr(sorted(model.graph.opset_imports.items())).encode())
-    for tensor, data in _constants(model):
+    for tensor, data in constants:
         digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {data}\n".encode())
     ports = [(value.name, value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)]
     digest.update(repr(ports).encode())
@@ -97,7 +105,9 @@ def fingerprint(model: ir.Model) -> str:
 def _undo(original: ir.Model, result: ir.Model, quoted: Mapping[str, str]) -> dict[str, Any]:
     """The original graph without the data of its constants, and what of these is nowhere else."""
     clone = original.clone()
-    constants = {tensor.name or "": (tensor, digest) for tensor, digest in _constants(original)}
+    read: dict[_Place, str] = {}
+    constants = {tensor.name or "": (tensor, digest) for tensor, digest in _constants(original, read)}
+    held = list(_constants(result, read))
     for name in constants:
         clone.graph.initializers[name].const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
     proto = ir.serde.serialize_model(clone)
@@ -107,22 +117,49 @@ def _undo(original: ir.Model, result: ir.Model, quoted: Mapping[str, str]) -> di
             each.Clear()
             each.name, each.data_type = tensor.name or "", int(tensor.dtype)
             each.dims.extend(tensor.shape.numpy())
-    elsewhere = {digest for _, digest in _constants(result)} | set(quoted)
+    elsewhere = {digest for _, digest in held} | set(quoted)
     missing = {digest: tensor for tensor, digest in constants.values() if digest not in elsewhere}
     return {
-        "result": fingerprint(result),
+        "result": _fingerprint(result, held),
         "model": _encoded(proto.SerializeToString()),
         "constants": {name: digest for name, (_, digest) in constants.items()},
         "data": {digest: _encoded(tensor.tobytes()) for digest, tensor in missing.items()},
     }
 
 
-def _constants(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, str]]:
-    """The main graph's stored constants by name, each with the SHA-256 of its data."""
+def _constants(
+    model: ir.Model, read: dict[_Place, str] | None = None
+) -> Iterator[tuple[ir.TensorProtocol, str]]:
+    """The main graph's stored constants by name, each with the SHA-256 of its data.
+
+    What was ``read`` from a file already, for another model, is not read again.
+    """
+    read = {} if read is None else read
     for _, value in sorted(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype != ir.DataType.STRING:
-            yield tensor, hashlib.sha256(tensor.tobytes()).hexdigest()
+            if isinstance(tensor, ir.ExternalTensor):
+                place = tensor.path, tensor.offset, tensor.nbytes
+                if place not in read:
+                    read[place] = _digest(tensor)
+                yield tensor, read[place]
+            else:
+                yield tensor, _digest(tensor)
+
+
+def _digest(tensor: ir.TensorProtocol) -> str:
+    """The SHA-256 of the data, of which a block at a time is held where they are in a file."""
+    digest = hashlib.sha256()
+    if isinstance(tensor, ir.ExternalTensor):
+        external.check(tensor)
+        for piece in external.pieces(tensor):
+            digest.update(piece)
+    elif isinstance(tensor, Rounded):
+        for piece in tensor.pieces():
+            digest.update(piece)
+    else:
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _quoted(made: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableModelError
+
+_BLOCK_BYTES = 1 << 20
 
 
 def check(tensor: ir.ExternalTensor, name: str = "the model") -> None:
@@ -63,3 +66,13 @@ def read(tensor: ir.ExternalTensor, first: int, count: int) -> npt.NDArray[Any]:
         file.seek(place)
         array = np.frombuffer(file.read(count * dtype.itemsize), np.uint8).view(dtype)
     return array.astype(tensor.dtype.numpy(), copy=False)
+
+
+def pieces(tensor: ir.ExternalTensor) -> Iterator[bytes]:
+    """The data as they are in the file, a block at a time."""
+    left = tensor.nbytes
+    with open(tensor.path, "rb") as file:
+        file.seek(tensor.offset or 0)
+        while left and (piece := file.read(min(left, _BLOCK_BYTES))):
+            left -= len(piece)
+            yield piece

@@ -43,14 +43,15 @@ class Rounded(ir.LazyTensor):
 
     def tobytes(self) -> bytes:
         """The data as a file holds them: in row order, little-endian."""
-        return b"".join(self._pieces())
+        return b"".join(self.pieces())
 
     def tofile(self, file: IO[bytes]) -> None:
         """Write the data, a block at a time."""
-        for piece in self._pieces():
+        for piece in self.pieces():
             file.write(piece)
 
-    def _pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
+        """The data in row order, little-endian, a block at a time."""
         dtype = self.const.dtype.numpy().newbyteorder("<")
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for _, exact in blocks(self.const):
