@@ -4,8 +4,8 @@
 
 prints CPU seconds of ``bnfold.fold`` (no verification), and of what a user pays anyway: one
 InferenceSession on the file plus one shape inference. Both run in turns in this process; ratios are of the
-median, with the lowest and the highest. Then it folds 500 small files with two workers at a time and prints
-the peak memory of the parent and of the largest worker, after the first 50 and after all.
+median, with the lowest and the highest. Then it folds 50 and 500 small files, two at a time, and prints the
+peak memory of the largest process of each run, the parent included.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -130,6 +132,21 @@ def compare(proto: onnx.ModelProto, rounds: int, folder: Path) -> dict[str, Any]
     }
 
 
+def memory(folder: Path, count: int) -> int:
+    """Peak resident MB of the largest process while that many small files are folded, two at a time."""
+    content = convolutions(30).SerializeToString()
+    paths = [folder / f"{number}.onnx" for number in range(count)]
+    for path in paths:
+        path.write_bytes(content)
+    command = [sys.executable, "-m", "bnfold", *map(str, paths), "-j", "2", "--no-verify", "-q"]
+    with subprocess.Popen(command, cwd=ROOT) as child:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode or len(list(folder.glob("*.folded.onnx"))) != count:
+        raise click.ClickException(f"folding {count} files ended with exit code {child.returncode}.")
+    return round(usage.ru_maxrss * 1024 / 1e6)
+
+
 def _fold(path: Path) -> None:
     from bnfold.folding import fold
 
@@ -159,6 +176,10 @@ def main(rounds: int, only: str, as_json: Path | None) -> None:
             if only in title:
                 figures["graphs"][title] = compare(make(), rounds, Path(name))
                 click.echo(f"{title}: {json.dumps(figures['graphs'][title])}", err=True)
+    figures["memory"] = {}
+    for count in () if only else (50, 500):
+        with tempfile.TemporaryDirectory() as name:
+            figures["memory"][str(count)] = memory(Path(name), count)
     click.echo(json.dumps(figures, indent=1))
     if as_json is not None:
         as_json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -3,7 +3,8 @@
     python benchmarks/reliability.py --fuzz /tmp/fuzz.json --huge docs/data/huge.json
 
 takes a minute: every step of writing is made to fail in turn, and the public models in onnx are
-folded. Longer runs are read from what they wrote: ``fuzz_bytes.py --state``, ``huge.py --json``.
+folded. Longer runs are read from what they wrote: ``fuzz_bytes.py --state``, ``huge.py --json``,
+``large_graphs.py --json``; and what ``wheel.sh`` and ``floors.sh`` print, from files it was put in.
 Without options the page is written from docs/data/reliability.json alone.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -87,7 +89,13 @@ def page(data: dict[str, Any]) -> str:
     rows.append(("the models in onnx's test data", f"{total}, {changed} folded", "nothing"))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "| --- | --- | --- |")
-    return _HEAD + "\n" + "\n".join(lines) + "\n" + (_huge(data["huge"]) if "huge" in data else "")
+    return (
+        _HEAD
+        + "\n"
+        + "\n".join(lines)
+        + "\n"
+        + "".join(part(data[name]) for name, part in _PARTS.items() if name in data)
+    )
 
 
 def _failed(counts: dict[str, int], theirs: int) -> str:
@@ -108,10 +116,70 @@ def _huge(figures: dict[str, Any]) -> str:
     )
 
 
+def _large(figures: dict[str, Any]) -> str:
+    rows = ["| | folded | loaded and inferred | ratio |", "| --- | --- | --- | --- |"]
+    for title, each in figures["graphs"].items():
+        low, middle, high = each["ratio"]
+        rows.append(f"| {title} | {each['fold']} s | {each['runtime']} s | {middle} ({low} to {high}) |")
+    rounds = {each["rounds"] for each in figures["graphs"].values()}
+    return (
+        "\nLarge graphs, folded without verification, against one load by ONNX Runtime and one shape "
+        f"inference, CPU seconds, rounds: {', '.join(map(str, sorted(rounds)))}.\n\n"
+        + "\n".join(rows)
+        + "\n"
+        + "".join(
+            f"\n{count} small files in one call, two at a time: {size} MB in the largest process.\n"
+            for count, size in figures["memory"].items()
+        )
+    )
+
+
+def _builds(versions: dict[str, str]) -> str:
+    rows = [f"| {name} | {held} |" for name, held in versions.items()]
+    return (
+        "\nThe tests of files and hostile input, and a verified fold, pass with these versions; the wheel, "
+        "built twice, is the same bytes and holds only `bnfold/`.\n\n| | versions |\n| --- | --- |\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+_PARTS = {"huge": _huge, "large": _large, "builds": _builds}
+
+
+def builds(folder: Path) -> dict[str, str]:
+    """The versions that ``floors.sh`` passed with, by the logs in a folder; the wheel's has to be there.
+
+    Raises:
+        click.ClickException: one of them did not end well.
+    """
+    if "the same bytes twice" not in (folder / "wheel.log").read_text():
+        raise click.ClickException("wheel.sh did not end well.")
+    made = {}
+    for which in ("oldest", "newest"):
+        path = folder / f"{which}.log"
+        if not path.exists():
+            continue
+        text = path.read_text()
+        if (" passed" not in text and "[100%]" not in text) or "FAILED" in text:
+            raise click.ClickException(f"floors.sh {which} did not end well.")
+        made[which] = ", ".join(
+            " ".join(line.split()[:2]) for line in text.splitlines() if _VERSION.match(line)
+        )
+    return made
+
+
+_VERSION = re.compile(r"(numpy|onnx|onnx-ir|onnxruntime|protobuf|ml_dtypes|scipy) +[\d.]+$")
+
+
 @click.command()
 @click.option("--fuzz", type=click.Path(path_type=Path), help="The state of fuzz_bytes.py.")
 @click.option("--huge", type=click.Path(path_type=Path), help="What huge.py wrote.")
-def main(fuzz: Path | None, huge: Path | None) -> None:
+@click.option("--large", type=click.Path(path_type=Path), help="What large_graphs.py wrote.")
+@click.option(
+    "--logs", type=click.Path(path_type=Path), help="Where wheel.log, oldest.log and newest.log are."
+)
+def main(fuzz: Path | None, huge: Path | None, large: Path | None, logs: Path | None) -> None:
     """Measure what was asked for, and write the page."""
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     data = json.loads(DATA.read_text()) if DATA.exists() else {}
@@ -119,6 +187,10 @@ def main(fuzz: Path | None, huge: Path | None) -> None:
         data |= {"fuzz": fuzzed(fuzz), "faults": faults(), "public": public_models()}
     if huge is not None:
         data["huge"] = json.loads(huge.read_text())
+    if large is not None:
+        data["large"] = json.loads(large.read_text())
+    if logs is not None:
+        data["builds"] = builds(logs)
     DATA.write_text(json.dumps(data, indent=1) + "\n")
     text = PAGE.read_text().partition(_HEAD)[0] + page(data)
     PAGE.write_text(text)

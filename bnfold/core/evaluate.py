@@ -64,7 +64,7 @@ def _unsqueezed(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None]) -> npt.
 
 def literal(node: ir.Node) -> ir.TensorProtocol | None:
     """The value of a Constant node; onnx_ir's own helper would name the tensor, which is the caller's."""
-    for name, dtype in _LITERALS.items():
+    for name, dtype in _LITERALS.items() if node.domain == "" else ():
         if (attribute := node.attributes.get(name)) is not None and not attribute.is_ref():
             value = attribute.value
             return value if dtype is None else ir.tensor(np.array(value, dtype.numpy()), dtype)

@@ -54,8 +54,9 @@ def check_node(node: onnx.NodeProto, opset: int, name: str) -> None:
 
 def _is_whole(attribute: onnx.AttributeProto) -> bool:
     field = _VALUES.get(attribute.type)
-    whole = field is None or attribute.HasField(field) or bool(attribute.ref_attr_name)
-    return bool(attribute.type) and whole
+    if attribute.ref_attr_name:  # onnx_ir follows none to a body
+        return attribute.type not in (onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH)
+    return bool(attribute.type) and (field is None or attribute.HasField(field))
 
 
 def _mismatch(node: onnx.NodeProto, opset: int) -> str:

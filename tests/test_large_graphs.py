@@ -1,0 +1,55 @@
+"""Work grows with a graph, not with its square; shapes are inferred once for as long as nothing changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+import bnfold
+from bnfold.core import view
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import large_graphs
+
+CHAINS = [large_graphs.convolutions, large_graphs.products, large_graphs.nothing]
+
+
+def calls(proto: onnx.ModelProto) -> int:
+    """How many Python functions a fold calls."""
+    number = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal number
+        number += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        bnfold.fold(proto)
+    finally:
+        sys.setprofile(before)
+    return number
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_twice_the_nodes_are_twice_the_work(chain: Callable[[int], onnx.ModelProto]) -> None:
+    """Function calls of a fold of 200, 400 and 800 nodes: each step adds what the nodes cost."""
+    calls(chain(20))
+    small, middle, large = (calls(chain(nodes)) for nodes in (200, 400, 800))
+    assert large - middle < 2.2 * (middle - small)
+
+
+@pytest.mark.parametrize(("chain", "times"), zip(CHAINS, (2, 2, 1), strict=True))
+def test_shapes_are_inferred_once_for_as_long_as_nothing_changes(
+    chain: Callable[[int], onnx.ModelProto], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after folding, whatever the number of passes and of folds."""
+    seen, infer = [], view.infer
+    monkeypatch.setattr(view, "infer", lambda model: seen.append(model) or infer(model))
+    bnfold.fold(chain(40))
+    assert len(seen) == times
