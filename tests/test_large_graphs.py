@@ -44,7 +44,7 @@ def test_twice_the_nodes_are_twice_the_work(chain: Callable[[int], onnx.ModelPro
     assert large - middle < 2.2 * (middle - small)
 
 
-@pytest.mark.parametrize(("chain", "times"), zip(CHAINS, (2, 2, 1), strict=True))
+@pytest.mark.parametrize(("chain", "times"), list(zip(CHAINS, (2, 2, 1), strict=True)))
 def test_shapes_are_inferred_once_for_as_long_as_nothing_changes(
     chain: Callable[[int], onnx.ModelProto], times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
