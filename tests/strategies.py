@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -1006,7 +1007,7 @@ def _einsum(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     """Two operands, or three; some axes are summed, some new."""
     if g.opset < 12 or x.rank < 2 or not x.static[-1]:
         return None
-    letters = "abcde"[: x.rank]
+    letters = ascii_lowercase[: x.rank]
     in_weight = [axis for axis in range(x.rank) if axis == x.rank - 1 or (x.static[axis] and g.maybe(0.3))]
     kept = [axis for axis in range(x.rank - 1) if g.maybe(0.9) or not x.static[axis]]
     weight = "".join(letters[axis] for axis in in_weight) + "z"
