@@ -12,8 +12,9 @@ import click
 
 from bnfold.wording import printable
 
-# What a shell, a job scheduler and a closed terminal send.
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# What a user, a job scheduler and a closed terminal send.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_HAS_MASK = hasattr(signal, "pthread_sigmask")
 
 
 @contextmanager
@@ -31,6 +32,23 @@ def orderly() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let the signals wait until the block ends: what they raise within a fork, Python ignores."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _HAS_MASK else set()
+    try:
+        yield
+    finally:
+        if _HAS_MASK:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def undeferred() -> None:
+    """Let them come again, in a child that was forked while they waited."""
+    if _HAS_MASK:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

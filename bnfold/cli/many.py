@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bnfold.cli.ending import orderly
+from bnfold.cli.ending import deferred, orderly, undeferred
 from bnfold.errors import UnexpectedError
 
 Work = Callable[[Path, Any], Any]
@@ -71,7 +71,7 @@ def _context() -> Any:
 def _start(context: Any, work: Work, model: Path, order: Any) -> tuple[Connection, BaseProcess]:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sending, work, model, order), daemon=False)
-    with warnings.catch_warnings():
+    with deferred(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: only tests have any
         process.start()
     sending.close()
@@ -81,6 +81,7 @@ def _start(context: Any, work: Work, model: Path, order: Any) -> tuple[Connectio
 def _child(sending: Connection, work: Work, model: Path, order: Any) -> None:
     try:
         with orderly():
+            undeferred()
             sending.send(work(model, order))
     except KeyboardInterrupt:
         pass  # the parent was interrupted as well, and says so
