@@ -5,19 +5,19 @@
 * The constants of a decomposed LayerNormalization or Gelu stay: ONNX Runtime recognizes these runs of
   nodes and executes each as one kernel, which costs less than what is left once a constant moved out.
 * A Relu becomes a Max with constants if that removes more affine nodes than it turns activations: a Max
-  took 0.4 to 0.6 times as long as Mul, Add and Relu. Against a single batch norm it is a gain only where no
-  convolution is near (0.6 to 0.9 times BatchNormalization and Relu on matrices). Between convolutions ONNX
-  Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max leaves: 1.03 to
-  1.10 times the time of whole residual and dense blocks. In front of a Relu that it runs with the layer
+  took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain only where no
+  convolution is near (0.8 times BatchNormalization and Relu on matrices). Between convolutions ONNX
+  Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max leaves: 1.08 to
+  1.09 times the time of whole residual and dense blocks. In front of a Relu that it runs with the layer
   before it a Max was never a gain.
 * A Max and a Min (channels of both signs) are two such nodes: a gain over three, and over two where the
   channels are last; where they are first, one BatchNormalization takes half the time of the pair
   (``benchmarks/activation_bounds.py``).
 * A producer with other readers is copied for a map where the copy costs no more than the batch norm it
-  takes the place of, measured in ONNX Runtime 1.32 as batch norm / copy (``benchmarks/sharing.py``):
-  one multiplication per element (Conv 1×1 on one channel 1.15×, Gather 1.04–1.07×) or a layer whose
-  time is the overhead of one node (Gemm 64×64 on one row 1.14×). Beyond that it loses (Conv 1×1 on three
-  channels 0.91×, 3×3 0.78×, Gemm 256×256 0.84×). The file must not grow by more than 256 KiB for it.
+  takes the place of, measured in ONNX Runtime 1.32 as batch norm / copy (``benchmarks/worth.py``):
+  one multiplication per element (Conv 1×1 on one channel 1.05×, Gather 1.07×) or a layer whose time is
+  the overhead of one node (Gemm 64×64 on one row 1.09×). Beyond that it gains nothing (Conv 1×1 on three
+  channels 1.00×) or loses (3×3 0.84×, Gemm 256×256 0.85×). The file must not grow by more than 256 KiB for it.
 * A DequantizeLinear of a constant is copied: both copies read the same integers, and a runtime executes it
   with the layer behind it, or once when it loads the model.
 """
