@@ -17,7 +17,7 @@
   takes the place of, measured in ONNX Runtime 1.32 as batch norm / copy (``benchmarks/worth.py``):
   one multiplication per element (Conv 1×1 on one channel 1.05×, Gather 1.07×) or a layer whose time is
   the overhead of one node (Gemm 64×64 on one row 1.09×). Beyond that it gains nothing (Conv 1×1 on three
-  channels 1.00×) or loses (3×3 0.84×, Gemm 256×256 0.85×). The file must not grow by more than 256 KiB for it.
+  channels 1.00×) or loses (3×3 0.84×, Gemm 256×256 0.85×). The file must not grow by more than 256 KiB.
 * A DequantizeLinear of a constant is copied: both copies read the same integers, and a runtime executes it
   with the layer behind it, or once when it loads the model.
 """
