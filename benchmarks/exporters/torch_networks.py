@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import branch_networks
 import torch
 from torch import Tensor, nn
 
@@ -140,11 +141,12 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "pointnet": lambda: (_PointNet(64), (3, 1024)),
 }
 
-# The same forms at a few kB each.
+# The same forms at a few kB each, and blocks of branches, of which benchmarks/branches.py has the full size.
 SMALL: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "small-torch-mlp": lambda: _mlp(4, 6),
     "small-torch-cnn": lambda: _cnn(10, 4),
     "small-unet": lambda: (_UNet(2), (3, 8, 8)),
     "small-dcgan": lambda: _dcgan(2, 4),
     "small-pointnet": lambda: (_PointNet(2), (3, 12)),
+    **branch_networks.SMALL,
 }
