@@ -39,9 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import mutation
 
-from bnfold import files
+from bnfold import FoldPass, files
 from bnfold.errors import BnfoldError
-from bnfold.folding import FoldPass
 
 SECONDS = 10
 MEGABYTES = 1500

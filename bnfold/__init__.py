@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bnfold.branches.merge import MergeBranchesPass
     from bnfold.core.reasons import Reason
     from bnfold.errors import (
         BnfoldError,
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VerificationError,
     )
-    from bnfold.folding import FoldPass, FoldResult, fold
-    from bnfold.inference import to_inference
+    from bnfold.folding import FoldResult, fold
     from bnfold.latency import BenchReport, bench
-    from bnfold.pruning.prune import PruneDeadChannelsPass
+    from bnfold.passes.fold import FoldPass
+    from bnfold.passes.inference import to_inference
+    from bnfold.passes.merge import MergeBranchesPass
+    from bnfold.passes.prune import PruneDeadChannelsPass
     from bnfold.report import Report
     from bnfold.statistics.check import stats
     from bnfold.statistics.recalibration import Recalibration, recalibrate, unfold
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 # Names are imported on first use: `import bnfold` and `bnfold --help` must not pay for numpy and onnx.
 _HOME = {
     "BenchReport": "bnfold.latency",
-    "FoldPass": "bnfold.folding",
-    "MergeBranchesPass": "bnfold.branches.merge",
+    "FoldPass": "bnfold.passes.fold",
+    "MergeBranchesPass": "bnfold.passes.merge",
     "FoldResult": "bnfold.folding",
     "bench": "bnfold.latency",
     "fold": "bnfold.folding",
-    "PruneDeadChannelsPass": "bnfold.pruning.prune",
+    "PruneDeadChannelsPass": "bnfold.passes.prune",
     "Reason": "bnfold.core.reasons",
     "Recalibration": "bnfold.statistics.recalibration",
     "Report": "bnfold.report",
@@ -48,7 +49,7 @@ _HOME = {
     "UnfinishedError": "bnfold.statistics.run.spread",
     "recalibrate": "bnfold.statistics.recalibration",
     "stats": "bnfold.statistics.check",
-    "to_inference": "bnfold.inference",
+    "to_inference": "bnfold.passes.inference",
     "unfold": "bnfold.statistics.recalibration",
     "Verdict": "bnfold.verification",
     "verify": "bnfold.verification",

@@ -1,103 +1,28 @@
-"""The Python door: ``fold`` for any form of model, ``FoldPass`` for onnx_ir pipelines."""
+"""The Python door: ``fold`` for any form of model."""
 
 from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
 
 from bnfold import files
-from bnfold.core.engine import Engine, Fold, Progress
-from bnfold.core.functions import inline_where_it_helps
-from bnfold.core.view import Look, View
 from bnfold.errors import InvalidModelError, UnreadableModelError, VerificationError
-from bnfold.inference import to_inference as convert
+from bnfold.passes.inference import to_inference as convert
+from bnfold.passes.selection import Patterns
 from bnfold.report import Report
-from bnfold.selection import Patterns, Selection
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 ModelLike: TypeAlias = Union[str, os.PathLike[str], onnx.ModelProto, ir.Model, "ONNXProgram"]
 Inputs = str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | None
-
-
-class FoldPass(InPlacePass):
-    """Fold every affine map of a model in place, as a pass for ``onnx_ir.passes.Sequential``.
-
-    Args:
-        only: fold only nodes whose name matches one of these globs.
-        skip: leave nodes alone whose name matches one of these globs.
-        freeze_initializers: take initializers that are also graph inputs as constants, and out of
-            the model's signature.
-        portable: keep to rewrites that help on every runtime: merge no leftovers.
-        to_inference: first let nodes in training mode use their stored statistics, which changes what the
-            model computes.
-        progress: called with the number of nodes done and of nodes in all.
-
-    Attributes:
-        report: what the last call did.
-        folds: each fold's map and the constants it replaced, for ``bnfold.provenance``.
-    """
-
-    def __init__(
-        self,
-        *,
-        only: Patterns = None,
-        skip: Patterns = None,
-        freeze_initializers: bool = False,
-        portable: bool = False,
-        to_inference: bool = False,
-        progress: Progress = lambda done, total: None,
-    ) -> None:
-        super().__init__()
-        self.selection = Selection(only, skip)
-        self.freeze_initializers = freeze_initializers
-        self.portable = portable
-        self.to_inference = to_inference
-        self.progress = progress
-        self.look: Look = lambda model: View(model, self.selection.chosen, self.portable)
-        self.report = Report()
-        self.folds: list[Fold] = []
-
-    def call(self, model: ir.Model) -> PassResult:
-        """Fold ``model`` itself.
-
-        Raises:
-            SelectionError: a glob of ``only`` or ``skip`` matches no node.
-            InvalidModelError: a batch norm's parameters do not fit its tensor.
-            UnsupportedModelError: with ``to_inference``, something reads the statistics of a batch.
-        """
-        started, before = time.perf_counter(), files.constant_bytes(model)
-        self.selection.check(model)
-        converted = convert(model) if self.to_inference else 0
-        frozen = self.freeze_initializers and freeze(model)
-        inlined = inline_where_it_helps(
-            model, lambda trial: _run(View(trial, self.selection.chosen, portable=True)).touched
-        )
-        engine = _run(self.look(model), self.progress)
-        self.report, self.folds = engine.report, engine.folds
-        self.report.inlined, self.report.converted = inlined, converted
-        self.report.constant_bytes = files.constant_bytes(model) - before
-        self.report.seconds = time.perf_counter() - started
-        return PassResult(model, self.report.changed or frozen)
-
-
-def _run(view: View, progress: Progress = lambda done, total: None) -> Engine:
-    engine = Engine(view, progress)
-    # What overflows float64, or is divided by zero, is refused where it would be stored.
-    with np.errstate(all="ignore"):
-        engine.run()
-    return engine
 
 
 @dataclass(frozen=True)
@@ -161,7 +86,7 @@ def fold(
         BnfoldError: a subclass that says what is the matter: the model cannot be read or is invalid,
             or (with ``verify``) ``VerificationError``.
     """
-    from bnfold.optimizing import OptimizePass
+    from bnfold.passes.optimize import OptimizePass
     from bnfold.pruning.flatten import flatten
 
     folded = _to_ir(model, base_dir)
@@ -226,12 +151,3 @@ def _verify(original: ir.Model, folded: ir.Model, inputs: Inputs) -> None:
     verdict = verify(original, folded, inputs=inputs, shared=True)
     if not verdict.ok:
         raise VerificationError(verdict.reason, verdict)
-
-
-def freeze(model: ir.Model) -> bool:
-    """Take initializers out of the graph's inputs; before IR version 4 they have to be listed there."""
-    kept = [value for value in model.graph.inputs if not value.is_initializer()]
-    frozen = model.ir_version >= 4 and len(kept) < len(model.graph.inputs)
-    if frozen:
-        model.graph.inputs[:] = kept
-    return frozen

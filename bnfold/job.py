@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from bnfold import files
 from bnfold.errors import OutputError, VerificationError
-from bnfold.inference import to_inference
-from bnfold.optimizing import OptimizePass
+from bnfold.passes.inference import to_inference
+from bnfold.passes.optimize import OptimizePass
 from bnfold.provenance import provenance
 from bnfold.pruning.flatten import flatten
 from bnfold.report import Report

@@ -141,7 +141,7 @@ def _refuse_contradictions(
 
 def _order(asked: dict[str, Any], say: Callable[[str], None]) -> Order:
     from bnfold.job import Mode, Order
-    from bnfold.optimizing import OptimizePass
+    from bnfold.passes.optimize import OptimizePass
 
     options = {
         name: asked[name] for name in ("only", "skip", "freeze_initializers", "portable", "to_inference")

@@ -22,6 +22,8 @@ from bnfold.errors import InvalidModelError
 # claim a size that nothing has.
 MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
+Chosen = Callable[[str], bool]
+
 
 class View:
     """Everything the planner may ask of a model. Nothing here changes it.
@@ -35,7 +37,7 @@ class View:
     def __init__(
         self,
         model: ir.Model,
-        chosen: Callable[[str], bool] = lambda name: True,
+        chosen: Chosen = lambda name: True,
         portable: bool = False,
     ) -> None:
         self.model = model
@@ -43,7 +45,7 @@ class View:
         self.facts = infer(model)
         self.constants = Constants.of_model(model, self.facts)
         self.opset = opset_of(model)
-        self._chosen = chosen
+        self.chosen = chosen
         self._graphs = tuple(model.graphs())  # no fold makes or removes a body
         self._positions: dict[ir.Node, float] = {}
         self._reads: dict[ir.Node, tuple[int, Affine] | Reason] = {}
@@ -133,7 +135,7 @@ class View:
             require(not site.is_const(index), Reason.NOT_AFFINE)
             finite = np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()
             require(bool(finite), Reason.NOT_FINITE)
-            require(self._chosen(name_of(node)), Reason.EXCLUDED)
+            require(self.chosen(name_of(node)), Reason.EXCLUDED)
         except Refused as refused:
             return refused.reason
         except MISFITS as error:

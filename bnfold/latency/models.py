@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import files
-from bnfold.folding import FoldPass, ModelLike
+from bnfold.folding import ModelLike
+from bnfold.passes.fold import FoldPass
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
-"""``PruneDeadChannelsPass``: removes channels that hold one value from the layers around them."""
+"""Removes channels that hold one value from the layers around them."""
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import InPlacePass, PassResult
 
-from bnfold import files
 from bnfold.core.affine import Array
 from bnfold.core.apply import Change, Writer
 from bnfold.core.constants import Const
@@ -18,69 +16,42 @@ from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.rounding import stored
 from bnfold.core.shapes import FLOATS
-from bnfold.core.view import Look, View, name_of
+from bnfold.core.view import View, name_of
 from bnfold.pruning.operator import Cut, Mask
 from bnfold.pruning.operators.layers import Layer
 from bnfold.pruning.plan import Node, Plan, may_remove, plan
 from bnfold.report import Channels, Report
-from bnfold.selection import Patterns, Selection
 
 
-class PruneDeadChannelsPass(InPlacePass):
-    """Remove channels that hold one value whatever the input, in place.
-
-    Such a channel comes from a batch norm with γ = 0 or from a filter without weights. Its value moves
-    into the bias of the layers that read it. Run this before ``FoldPass`` where ``below`` is not 0: folding
-    leaves no γ to compare.
-
-    Args:
-        below: take batch norm channels with |γ/σ| ≤ ``below`` for constant, too; the model then computes
-            something slightly different.
-        only: remove only channels that nodes make whose name matches one of these globs.
-        skip: leave the channels of nodes alone whose name matches one of these globs.
+@dataclass
+class Pruner:
+    """Removes dead channels all over one model.
 
     Attributes:
-        report: what the last call did, in ``report.channels``.
-        folds: the constants that were replaced, for ``bnfold.provenance``.
+        view: the model.
+        below: channels of a batch norm count as dead where |γ/σ| is not above this.
+        report: what became of them.
+        folds: the constants that were replaced.
         flattened: for each batch norm that lost channels by ``below`` alone, by the name that its output
             had, the channels whose γ counts as 0.
     """
 
-    def __init__(self, *, below: float = 0.0, only: Patterns = None, skip: Patterns = None) -> None:
-        super().__init__()
-        if not below >= 0:
-            raise ValueError(f"below is a threshold of 0 or more, not {below}")
-        self.below = below
-        self.selection = Selection(only, skip)
-        self.look: Look = lambda model: View(model, self.selection.chosen)
-        self.report = Report()
-        self.folds: list[Fold] = []
-        self.flattened: dict[str, list[int]] = {}
+    view: View
+    below: float = 0.0
+    report: Report = field(default_factory=Report)
+    folds: list[Fold] = field(default_factory=list)
+    flattened: dict[str, list[int]] = field(default_factory=dict)
 
-    def call(self, model: ir.Model) -> PassResult:
-        """Remove channels of ``model`` itself.
+    def run(self) -> None:
+        """Plan for the whole model at once, then carry it out."""
+        self.report.nodes_before = self.view.operators()
+        if may_remove(self.view, self.below):
+            self._prune()
+        self.report.nodes_after = self.view.operators()
 
-        Raises:
-            SelectionError: a glob of ``only`` or ``skip`` matches no node.
-            InvalidModelError: a layer's weights do not fit each other.
-        """
-        started, before = time.perf_counter(), files.constant_bytes(model)
-        self.selection.check(model)
-        view = self.look(model)
-        self.report, self.folds, self.flattened = Report(), [], {}
-        self.report.nodes_before = view.operators()
-        with np.errstate(all="ignore"):
-            if may_remove(view, self.below):
-                self._prune(view)
-        self.report.nodes_after = view.operators()
-        if self.report.changed:
-            self.report.constant_bytes = files.constant_bytes(model) - before
-        self.report.seconds = time.perf_counter() - started
-        return PassResult(model, self.report.changed)
-
-    def _prune(self, view: View) -> None:
-        writer, made = Writer(view), self._planned(view)
-        found, cuts = made
+    def _prune(self) -> None:
+        writer = Writer(self.view)
+        found, cuts = self._planned()
         self._tell(found)
         self.report.work_before = sum(_work(node, None) for node in found.nodes)
         self.report.work_after = sum(_work(node, found) for node in found.nodes)
@@ -92,16 +63,16 @@ class PruneDeadChannelsPass(InPlacePass):
                 _narrow(writer, value, found.channels[value].axis, int((~gone).sum()))
         writer.sweep()
 
-    def _planned(self, view: View) -> tuple[Plan, dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]]]:
+    def _planned(self) -> tuple[Plan, dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]]]:
         """A plan all of whose constants can be stored, and these; what cannot be is kept out of it."""
         barred = {
             node.outputs[0]: Blocked(Reason.EXCLUDED, node)
-            for node in view.model.graph
-            if not self.selection.chosen(name_of(node))
+            for node in self.view.model.graph
+            if not self.view.chosen(name_of(node))
         }
         spared: dict[ir.Node, set[int]] = {}
         while True:
-            found = plan(view, lambda node, scale: self._flat(node, scale, spared), barred)
+            found = plan(self.view, lambda node, scale: self._flat(node, scale, spared), barred)
             if self._spare(found, spared):
                 continue
             try:

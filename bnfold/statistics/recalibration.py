@@ -13,7 +13,8 @@ import onnx_ir as ir
 from bnfold import files
 from bnfold.core.engine import Fold
 from bnfold.errors import InputsError, VerificationError
-from bnfold.folding import FoldPass, ModelLike, _like, _to_ir
+from bnfold.folding import ModelLike, _like, _to_ir
+from bnfold.passes.fold import FoldPass
 from bnfold.provenance import provenance, restore
 from bnfold.report import Report
 from bnfold.statistics.check import require_layers, subject_of

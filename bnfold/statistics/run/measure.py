@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import files
-from bnfold.inference import to_inference
+from bnfold.passes.inference import to_inference
 from bnfold.statistics.data.ports import Array, Feeds, ports_of
 from bnfold.statistics.data.sources import Shard, Source
 from bnfold.statistics.graph.layer import Layer
