@@ -76,10 +76,8 @@ def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     (case,) = report.cases
     labels = list(made)
     ratios = {
-        label: [each.time.ratio.estimate, each.time.ratio.low, each.time.ratio.high]
-        for label, each in zip(labels[1:], case.comparisons, strict=True)
+        label: interval(each.time.ratio) for label, each in zip(labels[1:], case.comparisons, strict=True)
     }
-    control = case.control
     return {
         "nodes": {label: nodes(made[label]) for label in labels[:3]},
         "difference": difference(deployed, folded),
@@ -87,7 +85,7 @@ def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
             label: 1e3 * float(np.median(case.samples.runs[role])) for role, label in enumerate(labels)
         },
         "ratios": ratios,
-        "control": [control.estimate, control.low, control.high],
+        "control": interval(case.control),
         "failures": failures,
         "seconds": seconds,
         "versions": peers.versions(),
@@ -132,8 +130,8 @@ def table(known: dict[str, Any]) -> str:
             f"| {count['training']['all']} → {count['bnfold']['all']} ({count['deployed']['all']}) "
             f"| {count['bnfold']['BatchNormalization']} ({count['deployed']['BatchNormalization']}) "
             f"| {found['difference']:.1e} "
-            f"| {_times(found['ratios']['deployed'])} | {_times(found['ratios']['training'])} "
-            f"| {_times(found['ratios'][best])} ({best}) |"
+            f"| {times(found['ratios']['deployed'])} | {times(found['ratios']['training'])} "
+            f"| {times(found['ratios'][best])} ({best}) |"
         )
     lines.append("")
     for name, found in known.items():
@@ -141,12 +139,18 @@ def table(known: dict[str, Any]) -> str:
         load = found["environment"]["load_before"]
         lines.append(
             f"{name}: bnfold's takes {found['milliseconds']['bnfold']:.2f} ms; against itself it takes "
-            f"{_times(found['control'])}; {found['seconds']:.0f} s, load average {load}.{failed}  "
+            f"{times(found['control'])}; {found['seconds']:.0f} s, load average {load}.{failed}  "
         )
     return "\n".join(lines) + "\n"
 
 
-def _times(ratio: list[float]) -> str:
+def interval(found: Any) -> list[float]:
+    """A ratio with its 95 % interval."""
+    return [found.estimate, found.low, found.high]
+
+
+def times(ratio: list[float]) -> str:
+    """A ratio with its interval."""
     estimate, low, high = ratio
     return f"{estimate:.2f}× ({low:.2f} to {high:.2f})"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -15,6 +17,8 @@ from bnfold import files
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import branches
+import slimmed
 import tool_cost
 import twin
 from comparison import claims, data, executed, figures, page, patterns, results
@@ -38,6 +42,14 @@ def test_tool_cost_page_is_that_of_the_data() -> None:
     shown = tool_cost.PAGE.read_text(encoding="utf-8").split(tool_cost.MARK)[1]
     assert shown.strip() == tool_cost.table(found).strip()
     assert figures.digest(found) in tool_cost.FIGURE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", [branches, slimmed])
+def test_branches_page_is_that_of_the_data(script: ModuleType) -> None:
+    """``--page`` of either script would change nothing."""
+    found = json.loads(script.DATA.read_text(encoding="utf-8"))
+    shown = script.PAGE.read_text(encoding="utf-8").split(script.MARK)[1]
+    assert shown.strip() == script.table(found).strip()
 
 
 @pytest.mark.parametrize("name", patterns.PATTERNS)
