@@ -1,13 +1,15 @@
 """Change the rules and the planner in small ways, one at a time, and see whether the tests notice.
 
-    python benchmarks/mutation_check.py --mutants 300 --seed 0 [-j 1] [--minutes 40] [--write]
+    python benchmarks/mutation_check.py --mutants 300 --seed 0 [-j 1] [--minutes 40] [--survivors] [--write]
 
 A mutant is one change of one expression in ``bnfold/core`` or ``bnfold/rules``: a comparison, an
-arithmetic operator, a boolean, a number, a condition or a statement that is left out. The same seed draws
-the same mutants. Each runs in a fork of this process, which has loaded everything but bnfold, with the
-tests that a mutant of its room is most likely to fail first, until one fails; one that runs for three
-times as long as the unchanged code counts as noticed. Results are kept as they come, so that the script
-goes on where it was stopped. With --write the page docs/mutation.md gets the figures and every survivor.
+arithmetic operator, a boolean, a number, a condition or a statement that is left out. A mutant is drawn by
+a hash of the seed and of what it changes, so that changing one function draws no other mutants elsewhere.
+Each runs in a fork of this process, which has loaded everything but bnfold, with the tests that a mutant
+of its room is most likely to fail first, until one fails; one that runs for three times as long as the
+unchanged code counts as noticed. Results are kept as they come, so that the script goes on where it was
+stopped; --survivors asks the survivors again, after new tests. With --write the page docs/mutation.md gets
+the figures and every survivor, each with what ``results/mutation_explained.json`` says of it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib.abc
 import importlib.util
 import io
+import itertools
 import json
 import os
-import random
 import signal
 import sys
 import time
@@ -36,6 +39,7 @@ from types import ModuleType
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "mutation.md"
 DATA = ROOT / "benchmarks" / "results" / "mutation.json"
+EXPLAINED = ROOT / "benchmarks" / "results" / "mutation_explained.json"
 MARK = "<!-- mutation -->"
 TIMEOUT = 900
 
@@ -74,21 +78,17 @@ class Mutant:
     Attributes:
         path: of the file, from the root of the project.
         place: the number of the change among all changes of the file.
-        line: where it is.
-        before: the expression or statement.
-        after: what it becomes.
+        name: as the results call it, wherever it stands in the file: path, function, before, after, and
+            a number if the function has several that are alike.
     """
 
     path: str
     place: int
-    line: int
-    before: str
-    after: str
+    name: str
 
-    @property
-    def name(self) -> str:
-        """As the results call it."""
-        return f"{self.path}:{self.line} ({self.place}) {self.before} → {self.after}"
+    def order(self, seed: int) -> bytes:
+        """Where the seed puts it among all mutants."""
+        return hashlib.sha256(f"{seed} {self.name}".encode()).digest()
 
 
 # ---------------------------------------------------------------- what can be changed
@@ -160,20 +160,37 @@ def _is_example(node: ast.AST) -> bool:
     return any(each.startswith(("folds", "refuses")) for each in decorators)
 
 
-def mutated(source: str, wanted: int | None = None) -> list[tuple[int, str, str, str]]:
-    """The changes of a file: line, before, after, and for the ``wanted`` one the new source."""
-    tree, found = ast.parse(source), []
-    for parent, field, place, child in sites(tree):
+def described(source: str) -> list[str]:
+    """The changes of a file, in words that do not depend on where in the file they stand."""
+    tree, found, seen = ast.parse(source), [], Counter[str]()
+    functions = _functions(tree)
+    for *_, child in sites(tree):
         for change in changes(child):
             new = change()
-            before, after = ast.unparse(child), "nothing" if new is None else ast.unparse(new)
-            whole = ""
-            if wanted == len(found):
-                put = ast.Pass() if new is None else new
-                _put(parent, field, place, put)
-                whole = ast.unparse(ast.fix_missing_locations(tree))
-                _put(parent, field, place, child)
-            found.append((child.lineno, _short(before), _short(after), whole))
+            after = "nothing" if new is None else _short(ast.unparse(new))
+            text = f"{functions.get(child, 'module')}: {_short(ast.unparse(child))} → {after}"
+            seen[text] += 1
+            found.append(text if seen[text] == 1 else f"{text} ({seen[text]})")
+    return found
+
+
+def mutated(source: str, wanted: int) -> str:
+    """The file with the change of this number."""
+    tree = ast.parse(source)
+    every = ((site, change) for site in sites(tree) for change in changes(site[-1]))
+    (parent, field, place, _), change = next(itertools.islice(every, wanted, None))
+    _put(parent, field, place, change() or ast.Pass())
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _functions(tree: ast.AST, inside: str = "") -> dict[ast.AST, str]:
+    """The function, with its class, that every node is in."""
+    found = {}
+    for child in ast.iter_child_nodes(tree):
+        name = inside
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            name = f"{inside}.{child.name}".lstrip(".")
+        found |= ({child: inside} if inside else {}) | _functions(child, name)
     return found
 
 
@@ -190,15 +207,15 @@ def _short(text: str) -> str:
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
-    """As many mutants, of all there are, drawn without return."""
+    """As many mutants, of all there are, as a seed draws."""
     files = [*ROOT.glob("bnfold/core/**/*.py"), *ROOT.glob("bnfold/rules/**/*.py")]
     everything = [
-        Mutant(str(path.relative_to(ROOT)), place, line, before, after)
-        for path in sorted(files)
-        if path.name not in LEFT_OUT
-        for place, (line, before, after, _) in enumerate(mutated(path.read_text(encoding="utf-8")))
+        Mutant(path := str(file.relative_to(ROOT)), place, f"{path} {text}")
+        for file in files
+        if file.name not in LEFT_OUT
+        for place, text in enumerate(described(file.read_text(encoding="utf-8")))
     ]
-    return random.Random(seed).sample(everything, min(count, len(everything)))
+    return sorted(everything, key=lambda mutant: mutant.order(seed))[:count]
 
 
 # ---------------------------------------------------------------- running the tests
@@ -225,18 +242,13 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def tests_for(mutant: Mutant) -> list[list[str]]:
     """Runs of pytest, the likeliest to fail first."""
     stem = Path(mutant.path).parent.name + "." + Path(mutant.path).stem
-    rules = ["tests/test_rules.py"]
-    planner = [
-        "tests/test_planner.py",
-        "tests/test_sharing.py",
-        "tests/test_parts.py",
-        "tests/test_functions.py",
-    ]
-    files = ["tests/test_constants.py", "tests/test_rounding.py", "tests/test_quantized.py"]
+    rules = "tests/test_rules.py"
+    planner = [f"tests/test_{name}.py" for name in ("planner", "sharing", "parts", "functions")]
+    files = [f"tests/test_{name}.py" for name in ("constants", "rounding", "quantized")]
     random_graphs = ["tests/test_random_graphs.py", "tests/test_placement.py"]
     if mutant.path.startswith("bnfold/rules"):
-        return [[*rules, "-k", stem], random_graphs]
-    return [planner, [*rules, "-k", "outputs_stay or untouched"], files, random_graphs]
+        return [[rules, "-k", stem], planner, files, random_graphs]
+    return [planner, [rules, "-k", "outputs_stay or untouched"], files, random_graphs, [rules]]
 
 
 def survives(mutant: Mutant) -> bool:
@@ -246,14 +258,14 @@ def survives(mutant: Mutant) -> bool:
     path = ROOT / mutant.path
     source = path.read_text(encoding="utf-8")
     if mutant.place >= 0:
-        source = mutated(source, mutant.place)[mutant.place][3]
+        source = mutated(source, mutant.place)
     name = ".".join(Path(mutant.path).with_suffix("").parts)
     sys.meta_path.insert(0, Replaced(name, source, path))
     options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-W", "ignore::pytest.PytestWarning"]
     for chosen in tests_for(mutant):
-        existing = [each for each in chosen if not each.startswith("tests/") or (ROOT / each).exists()]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            if pytest.main([*options, *existing]) not in (0, 5):
+            # 5: no test was chosen, as for a file that registers no rule.
+            if pytest.main([*options, *chosen]) not in (0, 5):
                 return False
     return True
 
@@ -302,22 +314,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-j", "--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=40.0, help="stop after so long; run again to go on")
-    parser.add_argument("--again", action="store_true", help="forget the results that are there")
+    parser.add_argument("--survivors", action="store_true", help="ask the survivors again")
     parser.add_argument("--write", action="store_true", help="put the result into docs/mutation.md")
     asked = parser.parse_args()
-    known = {} if asked.again or not DATA.exists() else json.loads(DATA.read_text(encoding="utf-8"))
     mutants, until = drawn(asked.mutants, asked.seed), time.monotonic() + 60 * asked.minutes
-    preload()
+    known, asked_again = stored(DATA), "survived" if asked.survivors else None
+    left = [mutant for mutant in mutants if known.get(mutant.name) in (None, asked_again)]
+    longest = unchanged() if left else {}
     lock = Lock()
-    longest = {}
-    for room in ("core/plan.py", "rules/weights/conv.py"):
-        start = time.monotonic()
-        if outcome(Mutant(f"bnfold/{room}", -1, 0, "", ""), TIMEOUT) != "survived":
-            sys.exit(f"the tests fail without any change of {room}: nothing could be told from them.")
-        longest[room[:4]] = 3 * (time.monotonic() - start)
 
     def judge(mutant: Mutant) -> None:
-        if mutant.name not in known and time.monotonic() < until:
+        if time.monotonic() < until:
             what = outcome(mutant, longest[mutant.path[7:11]])
             if what == "survived":
                 print(mutant.name, flush=True)
@@ -326,21 +333,38 @@ def main() -> None:
                 keep(known)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        list(pool.map(judge, mutants))
-    lines = report(mutants, known)
+        list(pool.map(judge, left))
+    lines = report(mutants, known, stored(EXPLAINED))
     print("\n".join(lines))
     if asked.write:
         before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
         PAGE.write_text(MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
 
 
+def unchanged() -> dict[str, float]:
+    """How long a mutant of each room may run: three times as long as the code as it is."""
+    preload()
+    longest = {}
+    for room in ("core/plan.py", "rules/weights/conv.py"):
+        start = time.monotonic()
+        if outcome(Mutant(f"bnfold/{room}", -1, ""), TIMEOUT) != "survived":
+            sys.exit(f"the tests fail without any change of {room}: nothing could be told from them.")
+        longest[room[:4]] = 3 * (time.monotonic() - start)
+    return longest
+
+
+def stored(path: Path) -> dict[str, str]:
+    """What a file of results says of each mutant, none if there is no file yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def keep(known: dict[str, str]) -> None:
     """Write what is known so far."""
-    DATA.parent.mkdir(exist_ok=True)
-    DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(known, indent=1, ensure_ascii=False, sort_keys=True)
+    DATA.write_text(text + "\n", encoding="utf-8")
 
 
-def report(mutants: list[Mutant], known: dict[str, str]) -> list[str]:
+def report(mutants: list[Mutant], known: dict[str, str], explained: dict[str, str]) -> list[str]:
     """What came out, in Markdown."""
     judged = {mutant.name: known[mutant.name] for mutant in mutants if mutant.name in known}
     counts = Counter(judged.values())
@@ -348,7 +372,8 @@ def report(mutants: list[Mutant], known: dict[str, str]) -> list[str]:
     head = f"{len(judged)} mutants of {len(mutants)} drawn: {killed} noticed, which is "
     head += f"{100 * killed / max(1, len(judged)):.1f} % ({counts['timeout']} by running on and on), "
     head += f"{counts['survived']} survived."
-    return [head, "", *(f"* `{name}`" for name, what in judged.items() if what == "survived")]
+    survivors = sorted(name for name, what in judged.items() if what == "survived")
+    return [head, "", *(f"* `{name}`: {explained.get(name, 'not explained')}" for name in survivors)]
 
 
 if __name__ == "__main__":
