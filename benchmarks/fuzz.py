@@ -4,7 +4,8 @@
 
 Graph number i is the one of seed + i, folded with all options off or, every second one, with all on.
 ``--graphs 1 --seed S`` repeats a failure, ``--steps`` makes it smaller, ``--save`` writes it. With
-``--state`` what is done is kept in a file, and the same command goes on where it was stopped.
+``--state`` what is done is kept in a file, and the same command goes on where it was stopped; with ``--write``
+as well the result goes into docs/random_graphs.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from strategies import BRANCHES, random_model
 from test_random_graphs import broken_promises
 
 _CHUNK = 50
+_PAGE = Path(__file__).parent.parent / "docs" / "random_graphs.md"
+_MARK = "<!-- random graphs -->"
 
 
 @dataclass
@@ -85,6 +88,7 @@ def chunk(seeds: Sequence[int], steps: int | None, branches: bool) -> State:
 @click.option("-j", "--jobs", default=1, show_default=True, help="How many processes.")
 @click.option("--state", "kept", type=click.Path(path_type=Path), help="A file to go on from.")
 @click.option("--save", type=click.Path(path_type=Path), help="A folder for the models that fail.")
+@click.option("--write", is_flag=True, help="Put the result into docs/random_graphs.md.")
 def main(
     graphs: int,
     seed: int,
@@ -93,6 +97,7 @@ def main(
     jobs: int,
     kept: Path | None,
     save: Path | None,
+    write: bool,
 ) -> None:
     """Fold random graphs and print the seed of each that goes wrong."""
     state = State(**json.loads(kept.read_text())) if kept is not None and kept.exists() else State()
@@ -109,11 +114,21 @@ def main(
                 _save(random_model(int(number), steps, BRANCHES if branches else ()), number, save)
             if kept is not None:
                 kept.write_text(json.dumps(asdict(state)))
-    click.echo(
-        f"{state.graphs} graphs of {state.nodes} nodes in {state.seconds:.0f} s of {jobs} processes: "
-        f"{len(state.failed)} failed"
-    )
+    result = summary(state)
+    click.echo(result)
+    if write:
+        before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
+        _PAGE.write_text(f"{before}{_MARK}\n{result}\n{_MARK}{after}", encoding="utf-8")
     sys.exit(bool(state.failed))
+
+
+def summary(state: State) -> str:
+    """What came out, in a sentence, and what failed."""
+    lines = [
+        f"{state.graphs:,} graphs from seed {min(state.done)} with {state.nodes:,} nodes, "
+        f"{state.seconds / 3600:.1f} hours: {len(state.failed)} failed."
+    ]
+    return "\n".join([*lines, *(f"* seed {seed}: {found[0]}" for seed, found in state.failed.items())])
 
 
 def _save(model: onnx.ModelProto, seed: str, folder: Path | None) -> None:
