@@ -4,9 +4,9 @@
     python benchmarks/slimmed.py --page
 
 ``models/digits_slim.onnx`` (models/make_slim.py) as it is, folded with all its channels, and folded
-without the dead ones run interleaved in ONNX Runtime, one thread, all optimizations, on one image and on 64; and
-all three classify the test images. The result goes to results/slimmed.json, and from there, as with ``--page``
-alone, into docs/branches.md.
+without the dead ones run interleaved in ONNX Runtime, one thread, all optimizations, on one image and on
+64; and all three classify the test images. The result goes to results/slimmed.json, and from there, as
+with ``--page`` alone, into docs/branches.md.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def table(found: dict[str, Any]) -> str:
     load = found["environment"]["load_before"]
     lines += [
         "",
-        f"Multiplications of an image: {before} → {after}. The last takes {own}; {found['seconds']:.0f} s each, "
-        f"load average {load}.",
+        f"Multiplications of an image: {before} → {after}. The last takes {own}; "
+        f"{found['seconds']:.0f} s each, load average {load}.",
     ]
     return "\n".join(lines) + "\n"
 
