@@ -15,12 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+import pages
 
 import bnfold
 from bnfold.core.example import Graph
-
-_PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-_MARK = "<!-- activation_bounds -->"
 
 # An affine run and its Relu, or what they become, on one tensor with `channels` along `axis`.
 Step = Callable[[Graph, str, tuple[int, ...], int], str]
@@ -119,9 +117,7 @@ def main() -> None:
             lines.append(f"| {name} | {time['estimate']:.2f}× ({time['low']:.2f}–{time['high']:.2f}) |")
             print(lines[-1], flush=True)
     if asked.write:
-        top, _, bottom = _PAGE.read_text(encoding="utf-8").split(_MARK)
-        table = "\n".join(lines)
-        _PAGE.write_text(f"{top}{_MARK}\n{table}\n{_MARK}{bottom}", encoding="utf-8")
+        pages.write("benchmarks.md", "activation_bounds", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+import pages
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import binomtest
 
@@ -37,8 +38,6 @@ from bnfold.latency.statistics import Word, median_ratio
 from bnfold.latency.verdict import numbers
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "bench.md"
-BEGIN, END = "<!-- calibration: written by benchmarks/bench_calibration.py -->", "<!-- end of calibration -->"
 LINKS, MORE, SIZE = 100, 3, 64
 
 
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--long", type=float, default=120.0, help="budget of the long measurement")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a file that keeps finished trials")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/bench.md")
     asked = parser.parse_args()
     before = load()
     kept = Kept(asked.keep, {name: getattr(asked, name) for name in ("seconds", "long", "seed")})
@@ -131,7 +130,7 @@ def main() -> None:
     text = "\n".join(page(kinds, truth, asked, before))
     print(text)
     if asked.write:
-        write(text)
+        pages.write("bench.md", "bench_calibration", text)
 
 
 def make_kinds(folder: Path) -> list[Kind]:
@@ -214,13 +213,6 @@ def blockwise(case: Case) -> bool:
     blocks = np.concatenate(case.samples.blocks)
     ratio = median_ratio(np.log(blocks[:, 1] / blocks[:, 0]))
     return not ratio.low <= 1 <= ratio.high
-
-
-def write(text: str) -> None:
-    """Put the text between the page's markers."""
-    page = PAGE.read_text(encoding="utf-8")
-    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

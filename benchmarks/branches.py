@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pages
 import peers
 import rep_networks
 
@@ -31,8 +32,6 @@ import bnfold
 
 HERE = Path(__file__).parent
 DATA = HERE / "results" / "branches.json"
-PAGE = HERE.parent / "docs" / "branches.md"
-MARK = "<!-- branches -->"
 
 
 def main() -> None:
@@ -52,8 +51,7 @@ def main() -> None:
                 known[name] = measure(name, Path(folder), asked.seconds)
             DATA.parent.mkdir(exist_ok=True)
             DATA.write_text(json.dumps(known, indent=1) + "\n")
-    before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-    PAGE.write_text(before + MARK + "\n" + table(known) + MARK + after, encoding="utf-8")
+    pages.write("branches.md", "branches", table(known))
     print(table(known))
 
 

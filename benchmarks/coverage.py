@@ -25,12 +25,11 @@ import light
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pages
 import peers
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "coverage.md"
 DATA = ROOT / "benchmarks" / "results" / "coverage.json"
-MARK = "<!-- coverage -->"
 WRONG = 1e-3
 TIMEOUT = 300.0
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -119,8 +118,7 @@ def main() -> None:
                 DATA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
                 print(row(name, known[name]), flush=True)
     if asked.write:
-        before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-        PAGE.write_text(MARK.join([before, "\n" + table(known) + "\n", after]), encoding="utf-8")
+        pages.write("coverage.md", "coverage", table(known))
 
 
 def one(name: str, given: Path | None, folder: Path, known: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,9 @@ import light
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pages
 
 from bnfold import FoldPass
-
-_PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-_MARK = "<!-- fold_cost -->"
 
 
 def main() -> None:
@@ -53,8 +51,7 @@ def main() -> None:
     )
     print(line)
     if asked.write:
-        before, after = _PAGE.read_text(encoding="utf-8").split(_MARK)[::2]
-        _PAGE.write_text(f"{before}{_MARK}\n{line}\n{_MARK}{after}", encoding="utf-8")
+        pages.write("benchmarks.md", "fold_cost", line)
 
 
 def _pair(path: Path) -> tuple[float, float]:

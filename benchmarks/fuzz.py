@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 import onnx
+import pages
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -28,8 +29,6 @@ from strategies import BRANCHES, random_model
 from test_random_graphs import broken_promises
 
 _CHUNK = 50
-_PAGE = Path(__file__).parent.parent / "docs" / "random_graphs.md"
-_MARK = "<!-- random graphs -->"
 
 
 @dataclass
@@ -117,8 +116,7 @@ def main(
     result = summary(state)
     click.echo(result)
     if write:
-        before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
-        _PAGE.write_text(f"{before}{_MARK}\n{result}\n{_MARK}{after}", encoding="utf-8")
+        pages.write("random_graphs.md", "fuzz", result)
     sys.exit(bool(state.failed))
 
 

@@ -36,11 +36,11 @@ from pathlib import Path
 from threading import Lock
 from types import ModuleType
 
+import pages
+
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "mutation.md"
 DATA = ROOT / "benchmarks" / "results" / "mutation.json"
 EXPLAINED = ROOT / "benchmarks" / "results" / "mutation_explained.json"
-MARK = "<!-- mutation -->"
 TIMEOUT = 900
 
 # Examples are tests themselves; reasons are texts.
@@ -337,8 +337,7 @@ def main() -> None:
     lines = report(mutants, known, stored(EXPLAINED))
     print("\n".join(lines))
     if asked.write:
-        before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-        PAGE.write_text(MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
+        pages.write("mutation.md", "mutation_check", "\n".join(lines))
 
 
 def unchanged() -> dict[str, float]:

@@ -14,9 +14,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import pages
+
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "pipelines.md"
-_MARK = "<!-- pipelines -->"
 _PACKAGES = ("torch", "onnxscript", "keras", "tensorflow_cpu", "tf2onnx", "olive_ai", "onnxruntime", "onnx")
 _VERSIONS = """
 import importlib.metadata as metadata, json, sys
@@ -50,8 +50,7 @@ def main() -> None:
     made = "\n".join(result(*each.split("=", 1)) for each in asked.environments)
     print(made)
     if asked.write:
-        before, _, after = PAGE.read_text(encoding="utf-8").split(_MARK)
-        PAGE.write_text(f"{before}{_MARK}\n{made}\n{_MARK}{after}", encoding="utf-8")
+        pages.write("pipelines.md", "pipelines", made)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import onnx
+import pages
 from scipy.optimize import linprog
 
 import bnfold
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
-
-_PAGE = Path(__file__).parent.parent / "docs" / "placement.md"
-_MARK = "<!-- placement -->"
 
 CHANNELS = 2
 AFFINE = ("BatchNormalization", "Mul", "Add")
@@ -314,8 +311,7 @@ def main() -> None:
     if fewer:
         sys.exit(f"the search is not complete, or a fold is wrong: seeds {fewer}")
     if asked.write:
-        before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
-        _PAGE.write_text(_MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
+        pages.write("placement.md", "placement", "\n".join(lines))
 
 
 def described(seed: int) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pages
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import bnfold
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "pipelines.md"
-_MARK = "<!-- quantization -->"
 _CALIBRATION = 100
 
 
@@ -98,8 +97,7 @@ def main() -> None:
     made = table()
     print(made)
     if asked.write:
-        before, _, after = PAGE.read_text(encoding="utf-8").split(_MARK)
-        PAGE.write_text(f"{before}{_MARK}\n{made}\n{_MARK}{after}", encoding="utf-8")
+        pages.write("pipelines.md", "quantization", made)
 
 
 if __name__ == "__main__":

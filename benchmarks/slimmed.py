@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from branches import PAGE, interval, times
+import pages
+from branches import interval, times
 
 import bnfold
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
 DATA = HERE / "results" / "slimmed.json"
-MARK = "<!-- slimmed -->"
 BATCHES = [1, 64]
 FORMS = {"original": "as trained", "folded": "folded", "pruned": "folded, without dead channels"}
 
@@ -42,8 +42,7 @@ def main() -> None:
     if not asked.page:
         DATA.write_text(json.dumps(measure(asked.seconds), indent=1) + "\n", encoding="utf-8")
     made = table(json.loads(DATA.read_text(encoding="utf-8")))
-    before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-    PAGE.write_text(before + MARK + "\n" + made + MARK + after, encoding="utf-8")
+    pages.write("branches.md", "slimmed", made)
     print(made)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+import pages
 
 import bnfold
 from bnfold import files
@@ -23,8 +24,6 @@ from bnfold.statistics.graph.rewrite import put
 from bnfold.training import MovingAverage, Running
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "statistics.md"
-MARK = "<!-- spoiled_statistics -->"
 NETS = ("digits_cnn", "digits_mlp_bn_before", "digits_mlp_bn_after")
 
 with np.load(ROOT / "models" / "digits_test.npz") as file:
@@ -42,8 +41,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if parser.parse_args().write:
-        before, after = PAGE.read_text(encoding="utf-8").split(MARK)[::2]
-        PAGE.write_text("\n".join((before + MARK, *lines, MARK + after)), encoding="utf-8")
+        pages.write("statistics.md", "spoiled_statistics", "\n".join(lines))
 
 
 def rows(name: str) -> Iterator[str]:

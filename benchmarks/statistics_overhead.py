@@ -28,6 +28,7 @@ from typing import Any
 import light
 import numpy as np
 import onnxruntime as ort
+import pages
 from fold_cost import _median_interval
 
 from bnfold import files
@@ -37,9 +38,7 @@ from bnfold.statistics.run.measure import Meter, Subject, Task
 from bnfold.statistics.run.session import Session
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "statistics.md"
 DATA = ROOT / "docs" / "data" / "statistics_overhead.json"
-MARK = "<!-- statistics_overhead -->"
 
 
 def main() -> None:
@@ -62,8 +61,7 @@ def main() -> None:
     if asked.write:
         DATA.parent.mkdir(exist_ok=True)
         DATA.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        before, after = PAGE.read_text(encoding="utf-8").split(MARK)[::2]
-        PAGE.write_text(f"{before}{MARK}\n{page(measured)}\n{MARK}{after}", encoding="utf-8")
+        pages.write("statistics.md", "statistics_overhead", page(measured))
 
 
 def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> dict[str, Any]:

@@ -23,18 +23,15 @@ from typing import Any
 
 import huge
 import light
+import pages
 import peers
 from processes import Ran, run
 
 from bnfold.latency.environment import load as load_average
 
 ROOT = Path(__file__).parent.parent
-FILE, PAGE, FIGURE = (
-    ROOT / "benchmarks" / "results" / "tool_cost.json",
-    ROOT / "docs" / "benchmarks.md",
-    ROOT / "docs" / "figures" / "tool-cost.svg",
-)
-MARK = "<!-- tool cost: written by benchmarks/tool_cost.py -->"
+FILE = ROOT / "benchmarks" / "results" / "tool_cost.json"
+FIGURE = pages.DOCS / "figures" / "tool-cost.svg"
 TOOLS = ["cp", *peers.OWN, *peers.PEERS]
 MODELS = {"ResNet-50, 102 MB": "resnet50", "2.4 GiB, external data": "huge"}
 Data = dict[str, Any]
@@ -125,8 +122,7 @@ def _summary(runs: list[Ran]) -> Data:
 
 def write(data: Data) -> None:
     """Write the table into the page, and the figure."""
-    before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-    PAGE.write_text(f"{before}{MARK}\n{table(data)}\n{MARK}{after}", encoding="utf-8")
+    pages.write("benchmarks.md", "tool_cost", table(data))
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     draw(data, FIGURE)
 

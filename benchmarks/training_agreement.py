@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pages
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +29,6 @@ import test_training_agreement as agreement  # noqa: E402
 
 from bnfold.training import MovingAverage, Running, batch_norm_training  # noqa: E402
 
-PAGE = ROOT / "docs" / "statistics.md"
-MARK = "<!-- training_agreement -->"
 Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
@@ -53,8 +52,7 @@ def main() -> None:
     lines.append(row(f"Keras {agreement.KERAS['keras']} on {agreement.KERAS['backend']}", *keras))
     print("\n".join(lines))
     if asked.write:
-        before, after = PAGE.read_text(encoding="utf-8").split(MARK)[::2]
-        PAGE.write_text("\n".join((before + MARK, *lines, MARK + after)), encoding="utf-8")
+        pages.write("statistics.md", "training_agreement", "\n".join(lines))
 
 
 def row(name: str, wide: float, narrow: float) -> str:

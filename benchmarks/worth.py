@@ -17,17 +17,16 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import pages
 from fold_cost import _median_interval
 from onnx import TensorProto
 
 from bnfold.core.example import Graph
 
-_PAGE = Path(__file__).parent.parent / "docs" / "worth.md"
 _SECONDS = 0.004
 
 Shape = Sequence[int]
@@ -182,9 +181,7 @@ def main() -> None:
     lines += ["", f"{asked.pairs} interleaved pairs each, ONNX Runtime {ort.__version__}, one thread, load "]
     lines[-1] += f"average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."
     if asked.write:
-        mark = "<!-- worth -->"
-        before, _, after = _PAGE.read_text(encoding="utf-8").split(mark)
-        _PAGE.write_text(mark.join([before, "\n".join([*lines, ""]), after]), encoding="utf-8")
+        pages.write("worth.md", "worth", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bnfold import files
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import branches
+import pages
 import slimmed
 import tool_cost
 import twin
@@ -29,7 +30,7 @@ from processes import run
 def test_comparison_pages_are_those_of_the_data() -> None:
     """``python benchmarks/compare.py page`` would change nothing."""
     found = data.load()
-    assert page.PAGE.read_text(encoding="utf-8").split(page.MARK)[1].strip() == page.summary(found).strip()
+    assert pages.shown("benchmarks.md", "compare") == page.summary(found).strip()
     for name, text in page.details(found).items():
         assert (page.DETAILS / name).read_text(encoding="utf-8") == text
     for name in figures.FIGURES:
@@ -39,8 +40,7 @@ def test_comparison_pages_are_those_of_the_data() -> None:
 def test_tool_cost_page_is_that_of_the_data() -> None:
     """``python benchmarks/tool_cost.py page`` would change nothing."""
     found = tool_cost.load()
-    shown = tool_cost.PAGE.read_text(encoding="utf-8").split(tool_cost.MARK)[1]
-    assert shown.strip() == tool_cost.table(found).strip()
+    assert pages.shown("benchmarks.md", "tool_cost") == tool_cost.table(found).strip()
     assert figures.digest(found) in tool_cost.FIGURE.read_text(encoding="utf-8")
 
 
@@ -48,8 +48,7 @@ def test_tool_cost_page_is_that_of_the_data() -> None:
 def test_branches_page_is_that_of_the_data(script: ModuleType) -> None:
     """``--page`` of either script would change nothing."""
     found = json.loads(script.DATA.read_text(encoding="utf-8"))
-    shown = script.PAGE.read_text(encoding="utf-8").split(script.MARK)[1]
-    assert shown.strip() == script.table(found).strip()
+    assert pages.shown("branches.md", script.__name__) == script.table(found).strip()
 
 
 @pytest.mark.parametrize("name", patterns.PATTERNS)

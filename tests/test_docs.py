@@ -26,7 +26,7 @@ def test_what_measuring_costs_is_what_was_measured(monkeypatch: pytest.MonkeyPat
     pytest.importorskip("onnxruntime")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = runpy.run_path(str(ROOT / "benchmarks" / "statistics_overhead.py"))
-    shown = script["PAGE"].read_text(encoding="utf-8").split(script["MARK"])[1].strip()
+    shown = script["pages"].shown("statistics.md", "statistics_overhead")
     data = script["DATA"]
     measured = data.exists() and script["page"](json.loads(data.read_text(encoding="utf-8")))
     assert shown == (measured or "not measured yet")
@@ -38,8 +38,7 @@ def test_branches_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "branches.py"))
     data = script["DATA"]
     known = json.loads(data.read_text()) if data.exists() else {}
-    page = (ROOT / "docs" / "branches.md").read_text(encoding="utf-8")
-    assert page.split(script["MARK"])[1] == "\n" + script["table"](known)
+    assert script["pages"].shown("branches.md", "branches") == script["table"](known).strip()
 
 
 def _words(text: str) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import inf
-from pathlib import Path
 from statistics import median
+
+import pages
 
 from . import figures
 from .claims import failures, losses, statements
@@ -13,9 +14,7 @@ from .data import Data
 from .results import Result, results
 from .variants import BNFOLD, ORIGINAL, PEERS, TWIN, then_bnfold
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
-PAGE, DETAILS, FIGURES = DOCS / "benchmarks.md", DOCS / "benchmarks", DOCS / "figures"
-MARK = "<!-- comparison: written by benchmarks/compare.py -->"
+DETAILS, FIGURES = pages.DOCS / "benchmarks", pages.DOCS / "figures"
 _COLUMNS = [ORIGINAL, *PEERS, BNFOLD]
 _HEADER = [
     "",
@@ -42,8 +41,7 @@ Cells = Iterable[str]
 
 def write(data: Data) -> None:
     """Write every page and figure."""
-    before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-    PAGE.write_text(f"{before}{MARK}\n{summary(data)}\n{MARK}{after}", encoding="utf-8")
+    pages.write("benchmarks.md", "compare", summary(data))
     DETAILS.mkdir(exist_ok=True)
     for name, text in details(data).items():
         (DETAILS / name).write_text(text, encoding="utf-8")
