@@ -4,8 +4,8 @@
 
 Graph number i is the one of seed + i, folded with all options off or, every second one, with all on.
 ``--graphs 1 --seed S`` repeats a failure, ``--steps`` makes it smaller, ``--save`` writes it. With
-``--state`` what is done is kept in a file, and the same command goes on where it was stopped; with ``--write``
-as well the result goes into docs/random_graphs.md.
+``--state`` what is done is kept in a file, and the same command goes on where it was stopped; with
+``--write`` as well the result goes into docs/random_graphs.md.
 """
 
 from __future__ import annotations
