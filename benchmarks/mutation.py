@@ -32,7 +32,7 @@ def seeds() -> list[bytes]:
     registered()
     models = [example.model() for example in EXAMPLES]
     models += [random_model(number, 4) for number in range(40)]
-    models += [_sparse(), _external(), _function(), _nested(), _literals()]
+    models += [_sparse(), _external(), _function(), _nested(), _literals(), _branches()]
     return [model.SerializeToString(deterministic=True) for model in models]
 
 
@@ -237,3 +237,21 @@ def _literals() -> onnx.ModelProto:
         helper.make_node("Mul", ["c", "m"], ["y"]),
     ]
     return _model(nodes, [1, 3, "h", "w"], initializer=_constants(w=_weight(4, 3, 1, 1)))
+
+
+def _branches() -> onnx.ModelProto:
+    """Two layers that become one, and behind them a channel that holds one value."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "v"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "g", "s", "s", "s"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Conv", ["r", "u"], ["y"]),
+    ]
+    gamma = _weight(4)
+    gamma[1] = 0
+    held = _constants(
+        w=_weight(4, 3, 3, 3), v=_weight(4, 3, 1, 1), g=gamma, s=_weight(4), u=_weight(2, 4, 1, 1)
+    )
+    return _model(nodes, [1, 3, 4, 4], initializer=held)

@@ -14,6 +14,7 @@ from bnfold.core.affine import Array
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.shapes import Dim
 from bnfold.core.site import Site
+from bnfold.core.view import fitting
 from bnfold.rules.weights.conv import check_groups
 
 
@@ -23,6 +24,7 @@ def layer(site: Site) -> Layer:
     Raises:
         Refused: ``NOT_LINEAR`` for any other operator, or the reason why the layer is not known:
             a weight that is computed or overridable, a shape that is not inferred.
+        InvalidModelError: the node's attributes and weights do not fit each other.
     """
     reader = _READERS.get(site.node.op_type)
     if reader is None or site.node.domain != "" or site.version == 0:
@@ -30,7 +32,8 @@ def layer(site: Site) -> Layer:
     for index in range(1, len(site.node.inputs)):
         floating = not site.is_const(index) or site.const(index).integers is None
         require(floating, Reason.QUANTIZED_SHIFT)
-    return reader(site)
+    with fitting(site.node):
+        return reader(site)
 
 
 def _conv(site: Site) -> Convolution:

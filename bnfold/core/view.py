@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -158,6 +159,15 @@ def misfit(node: ir.Node, error: Exception) -> InvalidModelError:
         f"the attributes or constants of {name_of(node)!r} ({node.op_type}) do not fit each other "
         f"({type(error).__name__}: {error}); export the model again."
     )
+
+
+@contextmanager
+def fitting(node: ir.Node) -> Iterator[None]:
+    """Raise ``InvalidModelError`` where what is asked of a node cannot be computed."""
+    try:
+        yield
+    except MISFITS as error:
+        raise misfit(node, error) from error
 
 
 def name_of(node: ir.Node) -> str:

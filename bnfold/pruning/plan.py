@@ -18,7 +18,7 @@ import onnx_ir as ir
 from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.site import Site
-from bnfold.core.view import View
+from bnfold.core.view import View, fitting
 from bnfold.pruning.affine import Map
 from bnfold.pruning.operator import Channels, Mask, Operator, Origin, Removal, registered, size_along
 from bnfold.pruning.operators.layers import Layer
@@ -75,7 +75,8 @@ def _may_begin(view: View, node: ir.Node, below: float) -> bool:
         known = view.affine(node) if view.reads(node) else None
         if known is not None:
             return bool(np.any(np.abs(known[1].scale) <= below))
-        return isinstance(operator, Layer) and operator.has_unused(view.site(node))
+        with fitting(node):
+            return isinstance(operator, Layer) and operator.has_unused(view.site(node))
     except Refused:
         return False
 
@@ -101,19 +102,26 @@ def _node(view: View, node: ir.Node, flat: Flat, channels: dict[ir.Value, Channe
     if found is None or site.version == 0 or not view.facts.is_float(node.outputs[0]):
         return None
     try:
-        inputs = {i: site.input(i) for i in found.data(site)}
-        given = {i: channels[value] for i, value in inputs.items() if value in channels}
-        output = found.channels(site, given)
-        made = Node(site, found, node.outputs[0], inputs)
-        for index, value in inputs.items():
-            known = channels.get(value) or _unknown(site, value, output)
-            origin = found.origin(site, index, known, output)
-            if origin is not None or value in channels:
-                made.origins[index] = origin
+        with fitting(node):
+            made, channels[node.outputs[0]] = _described(site, found, channels)
     except Refused:
         return None
-    channels[node.outputs[0]] = output
     return made
+
+
+def _described(
+    site: Site, operator: Operator, channels: Mapping[ir.Value, Channels]
+) -> tuple[Node, Channels]:
+    inputs = {i: site.input(i) for i in operator.data(site)}
+    given = {i: channels[value] for i, value in inputs.items() if value in channels}
+    output = operator.channels(site, given)
+    made = Node(site, operator, site.node.outputs[0], inputs)
+    for index, value in inputs.items():
+        known = channels.get(value) or _unknown(site, value, output)
+        origin = operator.origin(site, index, known, output)
+        if origin is not None or value in channels:
+            made.origins[index] = origin
+    return made, output
 
 
 def _operator(view: View, node: ir.Node, flat: Flat) -> Operator | None:
@@ -201,7 +209,8 @@ def _absorb(plan: Plan, node: Node, marks: _Marks) -> None:
     for index, origin in node.origins.items():
         value = node.inputs[index]
         if origin is None:
-            may, reason = node.operator.absorbs(node.site, index, plan.channels[value])
+            with fitting(node.site.node):
+                may, reason = node.operator.absorbs(node.site, index, plan.channels[value])
             marks.keep(value, ~may, Blocked(reason, node.site.node, value))
 
 

@@ -16,7 +16,7 @@ from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
 from bnfold.core.rounding import stored
 from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View, name_of
+from bnfold.core.view import View, fitting, name_of
 from bnfold.pruning.operator import Cut, Mask
 from bnfold.pruning.operators.layers import Layer
 from bnfold.pruning.plan import Node, Plan, may_remove, plan
@@ -140,7 +140,8 @@ def _cuts(found: Plan) -> dict[int, tuple[Cut, dict[int, ir.TensorProtocol]]]:
         if removal is None:
             continue
         try:
-            cut = node.operator.cut(node.site, removal)
+            with fitting(node.site.node):
+                cut = node.operator.cut(node.site, removal)
             shift = {} if cut.shift is None else {-1: _shift(node, cut.shift)}
             consts = {**cut.constants, **shift}
             made[number] = cut, {index: _stored(const) for index, const in consts.items()}
