@@ -17,6 +17,7 @@ from truth import differences, feeds_for, graphs, onnx_runtime
 import bnfold
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
+from bnfold.core.shapes import infer
 
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
 STATISTICS = ["a", "b", "c", "d"]
@@ -271,6 +272,66 @@ def test_function_named_like_an_operator() -> None:
     model = written(lambda op: op.Conv(image(op), *weights(op)))
     model.functions.append(body)
     assert count(fold(model, runs=False).model) == {"ConvTranspose": 1}
+
+
+def on_a_weight(op: Graph) -> str:
+    return op.batch_norm(op.Conv(image(op), op.Identity(op.weight(3, 3, 1, 1))), channels=3)
+
+
+def on_stored_integers(op: Graph) -> str:
+    weight = op.DequantizeLinear(op.integers(3, 3, 1, 1), op.const(0.1))
+    return op.batch_norm(op.Conv(image(op), weight), channels=3)
+
+
+def behind_a_map(op: Graph) -> str:
+    return op.Identity(op.batch_norm(op.Conv(image(op), op.weight(3, 3, 1, 1))))
+
+
+def around_two_maps(op: Graph) -> str:
+    y = op.Mul(op.Mul(op.Transpose(image(op)), op.const(2.0)), op.const(0.5))
+    return op.Transpose(y)
+
+
+def between_layers(op: Graph) -> str:
+    x = image(op)
+    return op.Add(op.Conv(x, op.weight(3, 3, 1, 1)), op.Conv(x, op.weight(3, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("op_type", "write", "inner"),
+    [
+        ("Identity", on_a_weight, node("Sin", "a", "z")),
+        ("DequantizeLinear", on_stored_integers, helper.make_node("Cast", ["a"], ["z"], to=1)),
+        ("Identity", behind_a_map, node("Sin", "a", "z")),
+        ("Transpose", around_two_maps, node("Sin", "a", "z")),
+        ("Add", between_layers, node("Sub", "a b", "z")),
+    ],
+)
+def test_function_named_like_a_neighbour(op_type: str, write: Any, inner: NodeProto) -> None:
+    """No part of bnfold takes a function of the standard domain for the operator that is called so."""
+    model = written(write)
+    model.functions.append(function(op_type, ["a", "b"], [inner], domain=""))
+    assert op_type in count(fold(model, runs=False).model)
+
+
+@pytest.mark.parametrize("domain", ["", "vendor"])
+@pytest.mark.parametrize("op_type", ["Conv", "Reshape", "Concat"])
+def test_shapes_of_others(op_type: str, domain: str) -> None:
+    """What is known of an operator's output is not said of a function or a foreign operator called so."""
+    op = Graph(17)
+    x, known = op.input("x", None), op.Sigmoid(op.input("y", (2, 3)))
+    made = {
+        "Conv": lambda: op.node("Conv", x, op.weight(4, 3, 1, 1), domain=domain),
+        "Reshape": lambda: op.node("Reshape", x, op.ints(2, 3), domain=domain),
+        "Concat": lambda: op.Reshape(x, op.node("Concat", op.ints(2, 3), axis=0, domain=domain)),
+    }
+    model = ir.serde.deserialize_model(op.finish([made[op_type](), known]))
+    if not domain:
+        body = [node("Mystery", "a b", "z", domain="vendor")]
+        model.functions[("", op_type, "")] = ir.serde.deserialize_function(
+            function(op_type, ["a", "b"], body, attributes=["axis"], domain="")
+        )
+    assert [infer(model).shape(output) for output in model.graph.outputs] == [None, (2, 3)]
 
 
 def test_overloads() -> None:

@@ -68,7 +68,7 @@ def forms(view: View, value: ir.Value, reader: ir.Node, depth: int = 0) -> list[
 
 def is_sum(view: View, node: ir.Node) -> bool:
     """Whether a node adds or subtracts tensors, of which some are computed."""
-    if node.op_type not in _SUMS or node.domain != "" or view.opset < _BROADCASTING:
+    if node.op_type not in _SUMS or not view.site(node).version or view.opset < _BROADCASTING:
         return False
     known = all(value is not None for value in node.inputs)
     return known and _map_of(view, node) is None and view.facts.is_float(node.outputs[0])

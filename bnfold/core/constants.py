@@ -16,7 +16,7 @@ from bnfold.core import external
 from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.evaluate import evaluate, literal
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import FLOATS, Facts, opset_of
+from bnfold.core.shapes import FLOATS, Facts, is_standard, opset_of
 from bnfold.errors import InvalidModelError
 
 # Deterministic operators that exporters put between a stored constant and its reader.
@@ -169,6 +169,7 @@ class Constants:
     facts: Facts
     opset: int
     overridable: frozenset[ir.Value]
+    functions: frozenset[ir.OperatorIdentifier]
     _known: dict[ir.Value, Const] = field(default_factory=dict)
     _refused: dict[ir.Value, Reason] = field(default_factory=dict)
 
@@ -177,7 +178,7 @@ class Constants:
         """Read the model's constants; from IR version 4 an initializer that is an input is none."""
         inputs = model.graph.inputs if model.ir_version >= 4 else ()
         overridable = frozenset(value for value in inputs if value.is_initializer())
-        return cls(facts, opset_of(model), overridable)
+        return cls(facts, opset_of(model), overridable, frozenset(model.functions))
 
     def get(self, value: ir.Value) -> Const:
         """The constant that ``value`` is.
@@ -240,7 +241,7 @@ class Constants:
 
     def _read(self, value: ir.Value, depth: int) -> Const:
         node = None if value.is_initializer() else value.producer()
-        if node is not None and node.domain == "" and node.op_type == "DequantizeLinear":
+        if node is not None and self._is(node, "DequantizeLinear"):
             return dequantized(node, [None if i is None else self._get(i, depth + 1) for i in node.inputs])
         const = _stored(value, self._tensor(value, depth))
         sources = (self._known.get(i) for i in (node.inputs if node else ()) if i is not None)
@@ -255,7 +256,7 @@ class Constants:
 
     def _generate(self, value: ir.Value, depth: int) -> ir.TensorProtocol | None:
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in _GENERATORS:
+        if node is None or not self._is(node, *_GENERATORS):
             return None
         if node.op_type == "Constant":
             return literal(node)
@@ -267,6 +268,9 @@ class Constants:
             return self._cast_like(node, depth)
         feeds = [None if i is None else self._get(i, depth + 1) for i in node.inputs]
         return self._evaluate(node, [None if c is None else _numpy(c) for c in feeds])
+
+    def _is(self, node: ir.Node, *op_types: str) -> bool:
+        return node.op_type in op_types and is_standard(node, self.functions)
 
     def _static_shape(self, node: ir.Node) -> ir.TensorProtocol | None:
         shape = self.facts.shape(node.inputs[0]) if node.inputs[0] is not None else None

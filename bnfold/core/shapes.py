@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from math import prod
 
 import onnx
@@ -27,6 +27,10 @@ _FIRST_INFERRED = 6
 
 # How often inference starts anew behind operators that it does not know.
 _MAX_PASSES = 16
+
+# A domain of which inference knows nothing.
+_UNKNOWN = "unknown"
+
 _INT64 = int(ir.DataType.INT64)
 _AXES_MAKERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 
@@ -79,6 +83,11 @@ def opset_of(model: ir.Model) -> int:
     return imports.get("", imports.get("ai.onnx", 1))
 
 
+def is_standard(node: ir.Node, functions: Container[ir.OperatorIdentifier]) -> bool:
+    """Whether the node is an operator of the standard set; a function of the model called so is none."""
+    return node.domain == "" and node.op_identifier() not in functions
+
+
 def infer(model: ir.Model) -> Facts:
     """Infer shapes and types of every value of the graph and its subgraphs, in memory.
 
@@ -108,7 +117,7 @@ def infer(model: ir.Model) -> Facts:
 def _implied(model: ir.Model, facts: Facts) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
     """What follows from what is known, where inference itself does not see it."""
     for node in model.graph:
-        if node.domain != "" or node.op_identifier() in model.functions:
+        if not is_standard(node, model.functions):
             continue
         output, reshapes = node.outputs[0], node.op_type == "Reshape"
         shape = _by_count(node, facts) if reshapes else _by_weight(node, facts)
@@ -192,22 +201,25 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             _add_constant(graph, value.name or "", value.const_value)
     integers = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT64}
     for node in model.graph:
-        tensor = _axes(node, integers, opset_of(model))
+        tensor = _axes(node, integers, opset_of(model)) if is_standard(node, model.functions) else None
         if tensor is not None:
             _add_constant(graph, node.outputs[0].name or "", tensor)
             if tensor.dtype == ir.DataType.INT64 and tensor.nbytes <= _SMALL_BYTES:
                 integers[graph.initializer[-1].name] = graph.initializer[-1]
         elif not _is_ambiguous(node, integers):
-            graph.node.append(_undeclared(ir.serde.serialize_node(node)))
+            graph.node.append(_undeclared(ir.serde.serialize_node(node), model.functions))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
     # onnx has no inference for most first versions; what changed up to the sixth are not shapes.
-    opsets = {**model.graph.opset_imports, "": max(opset_of(model), _FIRST_INFERRED)}
+    opsets = {**model.graph.opset_imports, "": max(opset_of(model), _FIRST_INFERRED), _UNKNOWN: 1}
     opsets.pop("ai.onnx", None)
+    functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
+    for node in chain.from_iterable(function.node for function in functions):
+        _undeclared(node, model.functions)
     return onnx.ModelProto(
         ir_version=10,
         graph=graph,
         opset_import=[onnx.helper.make_opsetid(*opset) for opset in opsets.items()],
-        functions=[ir.serde.serialize_function(function) for function in model.functions.values()],
+        functions=functions,
     )
 
 
@@ -231,10 +243,10 @@ def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.T
 
     Inference itself follows axes and shapes through few operators; exporters write more.
     """
-    if node.domain == "" and node.op_type == "Constant":
+    if node.op_type == "Constant":
         return literal(node)
     names = [value.name or "" for value in node.inputs if value is not None]
-    if node.domain != "" or node.op_type not in _AXES_MAKERS or not names or not known.keys() >= set(names):
+    if node.op_type not in _AXES_MAKERS or not names or not known.keys() >= set(names):
         return None
     feeds = [None if v is None else numpy_helper.to_array(known[v.name or ""]) for v in node.inputs]
     result = evaluate(node, feeds, opset)
@@ -249,8 +261,10 @@ def _named(info: onnx.ValueInfoProto, names: Iterator[str]) -> onnx.ValueInfoPro
     return info
 
 
-def _undeclared(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Take out what the bodies of a node say of their own values."""
+def _undeclared(node: onnx.NodeProto, functions: Container[ir.OperatorIdentifier]) -> onnx.NodeProto:
+    """Take out what the bodies of a node say of their own values, and what onnx would take the node for."""
+    if node.domain == "" and (node.domain, node.op_type, node.overload) in functions:
+        node.domain = _UNKNOWN  # onnx infers the operator that is called so
     if (node.domain, node.op_type) == ("", "GroupNormalization"):
         # onnx 1.23 has no inference for it; its output is like its first input.
         node.op_type = "Identity"
@@ -264,7 +278,7 @@ def _undeclared(node: onnx.NodeProto) -> onnx.NodeProto:
             for output in attribute.g.output:
                 output.type.tensor_type.ClearField("shape")
             for inner in attribute.g.node:
-                _undeclared(inner)
+                _undeclared(inner, functions)
     return node
 
 

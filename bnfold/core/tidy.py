@@ -65,17 +65,17 @@ def _skip(writer: Writer, node: ir.Node, source: ir.Value) -> list[Use]:
 
 
 def _is_noop(view: View, node: ir.Node) -> bool:
-    if node.domain != "" or node.op_identifier() in view.model.functions:
+    site = view.site(node)
+    if not site.version:
         return False
     if node.op_type == "Identity":
         return True
-    site = view.site(node)
     return node.op_type == "Cast" and site.target_type() == view.facts.dtype(site.input(0))
 
 
 def _undoes(view: View, node: ir.Node, first: ir.Node) -> bool:
     """Whether ``node`` transposes back what ``first`` transposed."""
-    if not all(each.op_type == "Transpose" and each.domain == "" for each in (node, first)):
+    if not all(each.op_type == "Transpose" and view.site(each).version for each in (node, first)):
         return False
     there, back = (list(each.attributes.get_ints("perm", ())) for each in (first, node))
     if not there and not back:

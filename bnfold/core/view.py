@@ -15,7 +15,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.constants import Constants
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Rule, registered, rule_for
-from bnfold.core.shapes import infer, opset_of
+from bnfold.core.shapes import infer, is_standard, opset_of
 from bnfold.core.site import Site
 from bnfold.errors import InvalidModelError
 
@@ -144,9 +144,7 @@ class View:
         return index, affine.collapsed()
 
     def _version(self, node: ir.Node) -> int:
-        if node.op_identifier() in self.model.functions:
-            return 0
-        return _since(node.op_type, self.opset) if node.domain == "" else 0
+        return _since(node.op_type, self.opset) if is_standard(node, self.model.functions) else 0
 
 
 # How a pass gets its view of a model.
