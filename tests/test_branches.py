@@ -426,6 +426,64 @@ REFUSED: dict[str, tuple[Write, tuple[Any, ...], Reason]] = {
         ("N", 6),
         Reason.MORE_WORK,
     ),
+    "windows that overhang": (
+        lambda op, x: two(
+            op,
+            conv(op, x, 4, 1, 1, 1, group=4, strides=[2, 2]),
+            op.AveragePool(x, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        ),
+        (1, 4, 8, 8),
+        Reason.WINDOWS_DIFFER,
+    ),
+    "a mean without the padding": (
+        lambda op, x: two(
+            op,
+            conv(op, x, 4, 4, 3, 3, pads=[1] * 4),
+            op.AveragePool(x, kernel_shape=[3, 3], pads=[1] * 4),
+        ),
+        DYNAMIC,
+        Reason.WINDOWS_DIFFER,
+    ),
+    "a transposed operand": (
+        lambda op, x: two(
+            op, op.Gemm(x, op.weight(5, 5), op.weight(5), transA=1), op.MatMul(x, op.weight(5, 5))
+        ),
+        (5, 5),
+        Reason.MIXED_AXES,
+    ),
+    "a bias for each row": (
+        lambda op, x: two(op, op.Gemm(x, op.weight(5, 5), op.weight(5, 1)), op.MatMul(x, op.weight(5, 5))),
+        (5, 5),
+        Reason.MIXED_AXES,
+    ),
+    "a stack of weights": (
+        lambda op, x: two(op, op.MatMul(x, op.weight(2, 5, 5)), op.MatMul(x, op.weight(5, 5))),
+        (2, 5, 5),
+        Reason.MIXED_AXES,
+    ),
+    "a layer along another axis": (
+        lambda op, x: two(op, conv(op, x, 4, 4, 1), op.MatMul(x, op.weight(4, 4))),
+        (1, 4, 4),
+        Reason.WINDOWS_DIFFER,
+    ),
+    "same with a stride on any size": (
+        lambda op, x: two(
+            op,
+            conv(op, x, 3, 4, 3, 3, auto_pad="SAME_UPPER", strides=[2, 2]),
+            conv(op, x, 3, 4, 1, 1, strides=[2, 2]),
+        ),
+        DYNAMIC,
+        Reason.UNKNOWN_SHAPE,
+    ),
+    "an integer kernel": (
+        lambda op, x: two(
+            op,
+            op.Conv(x, op.DequantizeLinear(op.integers(4, 4, 1, 1), op.const(0.5))),
+            conv(op, x, 4, 4, 1, 1),
+        ),
+        DYNAMIC,
+        Reason.QUANTIZED_SHIFT,
+    ),
 }
 
 
@@ -440,10 +498,14 @@ def test_what_stays(name: str) -> None:
     assert not report.joined
 
 
-JUDGEMENTS = {Reason.MORE_WORK, Reason.NOT_LINEAR, Reason.OTHER_READER, Reason.GRAPH_OUTPUT}
+# Exact, but not worth doing, or not wanted.
+JUDGEMENTS = {Reason.MORE_WORK, Reason.OTHER_READER, Reason.GRAPH_OUTPUT, Reason.QUANTIZED_SHIFT}
+# There is no equation to go wrong with.
+NO_EQUATION = {"an activation between", "same with a stride on any size"}
+SILENCED = [n for n, case in REFUSED.items() if case[2] not in JUDGEMENTS and n not in NO_EQUATION]
 
 
-@pytest.mark.parametrize("name", [n for n, case in REFUSED.items() if case[2] not in JUDGEMENTS])
+@pytest.mark.parametrize("name", SILENCED)
 def test_conditions_bear_load(name: str) -> None:
     """Without the condition the merged graph is wrong, or cannot be made."""
     write, shape, reason = REFUSED[name]

@@ -53,10 +53,10 @@ def _conv(site: Site) -> Convolution:
 def _average_pool(site: Site) -> Convolution:
     """The mean of a window of which every element counts: a kernel of equal weights for each channel."""
     shape, kernel = site.shape(0), site.attr("kernel_shape", cast("list[int]", []))
-    require(not site.attr("ceil_mode", 0), Reason.NOT_LINEAR)
+    require(not site.attr("ceil_mode", 0), Reason.WINDOWS_DIFFER)
     axes = _axes(site, kernel)
     padded = any(pad for axis in axes for pad in axis.pads)
-    require(not padded or bool(site.attr("count_include_pad", 0)), Reason.NOT_LINEAR)
+    require(not padded or bool(site.attr("count_include_pad", 0)), Reason.WINDOWS_DIFFER)
     channels = shape[1]
     if not isinstance(channels, int):
         raise Refused(Reason.UNKNOWN_SHAPE)
@@ -66,7 +66,7 @@ def _average_pool(site: Site) -> Convolution:
 
 def _gemm(site: Site) -> Dense:
     weight = site.const(1)
-    require(not site.attr("transA", 0), Reason.NOT_LINEAR)
+    require(not site.attr("transA", 0), Reason.MIXED_AXES)
     turned, alpha, beta = site.attr("transB", 0), site.attr("alpha", 1.0), site.attr("beta", 1.0)
     inputs, outputs = weight.shape[::-1] if turned else weight.shape
     bias = site.const(2) if site.has(2) and beta else None

@@ -278,8 +278,13 @@ def require(condition: bool, reason: Reason) -> None:
     Raises:
         Refused: if the condition does not hold.
     """
-    if not condition and reason not in _silenced.get():
+    if not condition and not is_silenced(reason):
         raise Refused(reason)
+
+
+def is_silenced(reason: Reason) -> bool:
+    """Whether conditions of this kind are ignored, which only a test does."""
+    return reason in _silenced.get()
 
 
 @contextmanager

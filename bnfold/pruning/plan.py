@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.plan import Blocked
-from bnfold.core.reasons import Reason, Refused
+from bnfold.core.reasons import Reason, Refused, is_silenced
 from bnfold.core.site import Site
 from bnfold.core.view import View, fitting
 from bnfold.pruning.affine import Map
@@ -43,13 +43,15 @@ class Plan:
         nodes: every node whose operator is known, in topological order.
         channels: what is known of each tensor's channels.
         gone: for each of these tensors, which channels go.
+        unknown: why it is not known what any other node does.
         refusals: why channels that hold one value stay, by tensor and channel.
     """
 
     nodes: list[Node]
     channels: dict[ir.Value, Channels]
     gone: dict[ir.Value, Mask]
-    refusals: dict[ir.Value, dict[int, Blocked]]
+    unknown: dict[ir.Node, Reason]
+    refusals: dict[ir.Value, dict[int, Blocked]] = field(default_factory=dict)
 
     def removal(self, node: Node) -> Removal | None:
         """What goes at a node, None if nothing does."""
@@ -90,22 +92,29 @@ def plan(view: View, flat: Flat, barred: Mapping[ir.Value, Blocked]) -> Plan:
         barred: tensors of which nothing may go, and why.
     """
     channels: dict[ir.Value, Channels] = {}
-    nodes = [node for each in view.model.graph if (node := _node(view, each, flat, channels)) is not None]
-    made = Plan(nodes, channels, {v: np.ones(len(c.known), bool) for v, c in channels.items()}, {})
-    _take_back(made, view, barred)
+    nodes: list[Node] = []
+    unknown: dict[ir.Node, Reason] = {}
+    for each in view.model.graph:
+        try:
+            nodes.append(_node(view, each, flat, channels))
+        except Refused as refused:
+            unknown[each] = refused.reason
+    made = Plan(nodes, channels, {v: np.ones(len(c.known), bool) for v, c in channels.items()}, unknown)
+    _take_back(made, barred)
     return made
 
 
-def _node(view: View, node: ir.Node, flat: Flat, channels: dict[ir.Value, Channels]) -> Node | None:
-    """A node with what it does to channels, which are noted; None if it is not known what that is."""
+def _node(view: View, node: ir.Node, flat: Flat, channels: dict[ir.Value, Channels]) -> Node:
+    """A node with what it does to channels, which are noted.
+
+    Raises:
+        Refused: if it is not known what that is.
+    """
     site, found = view.site(node), _operator(view, node, flat)
     if found is None or site.version == 0 or not view.facts.is_float(node.outputs[0]):
-        return None
-    try:
-        with fitting(node):
-            made, channels[node.outputs[0]] = _described(site, found, channels)
-    except Refused:
-        return None
+        raise Refused(Reason.NO_RULE)
+    with fitting(node):
+        made, channels[node.outputs[0]] = _described(site, found, channels)
     return made
 
 
@@ -127,10 +136,7 @@ def _described(
 def _operator(view: View, node: ir.Node, flat: Flat) -> Operator | None:
     if node.domain != "":
         return None
-    try:
-        known = view.affine(node)
-    except Refused:
-        return None
+    known = view.affine(node)
     if known is None:
         return registered().get(node.op_type)
     index, affine = known
@@ -154,7 +160,7 @@ class _Marks:
         """Let channels stay."""
         gone = self.plan.gone[value]
         new = gone & which
-        if not new.any():
+        if not new.any() or (isinstance(why, Blocked) and is_silenced(why.reason)):
             return
         self.moved = True
         gone &= ~which
@@ -168,10 +174,10 @@ class _Marks:
         return known or Blocked(node.operator.why, node.site.node, value)
 
 
-def _take_back(plan: Plan, view: View, barred: Mapping[ir.Value, Blocked]) -> None:
+def _take_back(plan: Plan, barred: Mapping[ir.Value, Blocked]) -> None:
     marks, by_node = _Marks(plan), {node.site.node: node for node in plan.nodes}
     for value in plan.gone:
-        for why in _demands(value, view, by_node, barred):
+        for why in _demands(value, plan, by_node, barred):
             marks.keep(value, np.ones(len(plan.gone[value]), bool), why)
     for node in plan.nodes:
         _absorb(plan, node, marks)
@@ -187,7 +193,7 @@ def _take_back(plan: Plan, view: View, barred: Mapping[ir.Value, Blocked]) -> No
 
 
 def _demands(
-    value: ir.Value, view: View, known: Mapping[ir.Node, Node], barred: Mapping[ir.Value, Blocked]
+    value: ir.Value, plan: Plan, known: Mapping[ir.Node, Node], barred: Mapping[ir.Value, Blocked]
 ) -> Iterator[Blocked]:
     """Why a tensor has to stay as it is."""
     if value in barred:
@@ -201,7 +207,7 @@ def _demands(
         if reader.graph is not value.graph:
             yield Blocked(Reason.SUBGRAPH, reader, value)
         elif node is None or index not in node.inputs:
-            yield Blocked(Reason.NO_RULE if node is None else Reason.OTHER_OPERAND, reader, value)
+            yield Blocked(plan.unknown.get(reader, Reason.OTHER_OPERAND), reader, value)
 
 
 def _absorb(plan: Plan, node: Node, marks: _Marks) -> None:

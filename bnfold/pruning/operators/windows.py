@@ -57,9 +57,10 @@ class Resize(Operator):
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
         inner, scales = only(given), 1 if site.opset < 11 else 2
         require(not site.has(3) and site.is_const(scales), Reason.UNKNOWN_SHAPE)
-        factors = site.const(scales).exact
-        require(len(factors) == len(site.shape(0)), Reason.MIXED_AXES)
-        require(factors[0] == 1 and factors[inner.axis] == 1, Reason.MIXED_AXES)
+        rank = len(site.shape(0))
+        axes = [axis % rank for axis in site.attr("axes", list(range(rank)))]
+        factors = dict(zip(axes, site.const(scales).exact, strict=True))
+        require(factors.get(inner.axis, 1.0) == 1, Reason.MIXED_AXES)
         mode = site.attr("coordinate_transformation_mode", "half_pixel")
         require(mode != "tf_crop_and_resize", Reason.PADDED_SHIFT)
         return inner
