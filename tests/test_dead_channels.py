@@ -78,7 +78,7 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[list[int]]]:
     found: dict[str, list[list[int]]] = {}
     for node in model.graph.node:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            found.setdefault(node.op_type, []).append(stored[node.input[1]])
+            found.setdefault(node.op_type, []).append(stored.get(node.input[1], []))
     return found
 
 
@@ -205,6 +205,11 @@ def test_what_is_cut(name: str, dtype: int) -> None:
     assert report.work_after < report.work_before
 
 
+def unused(op: Graph, x: str) -> str:
+    """A layer with a filter of zeros, in any opset."""
+    return str(op.Conv(x, op.const(np.eye(4, 3)[:, :, None, None]), op.weight(4)))
+
+
 def turned(op: Graph, x: str) -> str:
     """Channels and lines change places."""
     return str(op.Transpose(x, perm=[0, 2, 1, 3]))
@@ -222,7 +227,7 @@ def conditional(op: Graph, y: str) -> str:
     return str(op.If(op.const(True, TensorProto.BOOL), then_branch=body, else_branch=body))
 
 
-KEPT: dict[str, tuple[Write, Reason]] = {
+KEPT: dict[str, tuple[Write, Reason] | tuple[Write, Reason, int]] = {
     "a value before padding": (
         lambda op, x: op.Conv(block(op, x, 3, 4, [1], beta=1.0), op.weight(2, 4, 3, 3), pads=[1] * 4),
         Reason.PADDED_SHIFT,
@@ -408,6 +413,25 @@ KEPT: dict[str, tuple[Write, Reason]] = {
         ),
         Reason.LAST_CHANNEL,
     ),
+    "broadcast by an attribute": (
+        lambda op, x: op.Conv(
+            op.Add(
+                unused(op, x),
+                op.Transpose(op.ReduceMean(unused(op, x), axes=[3], keepdims=0), perm=[1, 0, 2]),
+                broadcast=1,
+                axis=0,
+            ),
+            op.weight(2, 4, 1, 1),
+        ),
+        Reason.UNKNOWN_VERSION,
+        6,
+    ),
+    "an integer kernel": (
+        lambda op, x: op.Conv(
+            block(op, x, 3, 4, [1]), op.DequantizeLinear(op.integers(2, 4, 1, 1), op.const(0.5))
+        ),
+        Reason.QUANTIZED_SHIFT,
+    ),
     "an operator nobody knows": (
         lambda op, x: op.Conv(op.Softmax(block(op, x, 3, 4, [1]), axis=1), op.weight(2, 4, 1, 1)),
         Reason.NO_RULE,
@@ -418,8 +442,8 @@ KEPT: dict[str, tuple[Write, Reason]] = {
 @pytest.mark.parametrize("name", KEPT)
 def test_what_is_kept(name: str) -> None:
     """The channel stays, and the report says why."""
-    write, reason = KEPT[name]
-    original = written(write, CUBE)
+    write, reason, *opset = KEPT[name]
+    original = written(write, CUBE, *opset)
     model, report = pruned(original)
     assert shapes(model) == shapes(original)
     assert reason in reasons(report)
@@ -435,6 +459,8 @@ NOT_SEEN = {
     "a size that is named elsewhere",
     # An axis of one channel loses none.
     "the only channel squeezed",
+    # Exact, but then integers no more.
+    "an integer kernel",
     # A layer of no channels at all is exact, if nothing that kernels are made for.
     "the last channel",
 }
@@ -451,8 +477,8 @@ SECOND_GUARD = {
 @pytest.mark.parametrize("name", [name for name in KEPT if name not in NOT_SEEN])
 def test_conditions_bear_load(name: str) -> None:
     """Without the condition the channel goes, and the model breaks or computes something else."""
-    write, reason = KEPT[name]
-    original = written(write, CUBE)
+    write, reason, *opset = KEPT[name]
+    original = written(write, CUBE, *opset)
     proto, pruning = ir.serde.deserialize_model(original), bnfold.PruneDeadChannelsPass()
     try:
         with silenced(reason, *SECOND_GUARD.get(name, ())):

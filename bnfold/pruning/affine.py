@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.core.affine import Affine, Array
-from bnfold.core.reasons import Reason, require
 from bnfold.core.site import Site
-from bnfold.pruning.operator import Channels, Cut, Mask, Operator, Removal, selected
+from bnfold.pruning.operator import Channels, Cut, Mask, Operator, Removal, selected, size_along
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,7 @@ class Map(Operator):
         if self.index in given:
             inner = given[self.index]
         else:
-            axis, shape = 1, site.shape(self.index)
-            size = shape[1] if len(shape) > 1 else None
-            require(isinstance(size, int), Reason.UNKNOWN_SHAPE)
-            inner = Channels(axis, np.full(int(str(size)), np.nan))
+            inner = Channels(1, np.full(size_along(site, site.input(self.index), 1), np.nan))
         scale, shift = self.affine.along(inner.axis, len(inner.known))
         known = np.where(scale == 0, shift, scale * inner.known + shift)
         if self.flat is not None:

@@ -56,7 +56,6 @@ class Rows(Operator):
             raise Refused(Reason.UNKNOWN_SHAPE)
         whole, rest = (prod(int(str(size)) for size in shape[1:]) for shape in (before, after))
         require(whole == rest and (len(after) == 2 or after[1] == before[1]), Reason.MIXED_AXES)
-        require(site.node.op_type == "Flatten" or site.has(1), Reason.UNKNOWN_VERSION)
         return whole // int(str(before[1])) if len(after) == 2 else 1
 
 
