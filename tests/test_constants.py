@@ -20,6 +20,7 @@ import bnfold
 from bnfold.core.constants import Constants
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
+from bnfold.core.shapes import infer
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 
 Array = NDArray[Any]
@@ -281,6 +282,11 @@ def test_reshape_to_a_computed_shape() -> None:
     folded = bnfold.fold(original).model
     assert "BatchNormalization" not in op_types(folded)
     assert not differences(original, folded, feeds_for(original))
+    graph = ir.serde.deserialize_model(original)
+    reshape = next(each for each in graph.graph if each.op_type == "Reshape")
+    facts = infer(graph)
+    assert facts.shape(reshape.outputs[0]) == ("N", 8)
+    assert facts.dtype(reshape.outputs[0]) == ir.DataType.FLOAT
 
 
 def test_output_declaration_stays() -> None:
@@ -748,6 +754,39 @@ def test_external_data_damaged(external: Path, damage: str) -> None:
         data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(UnreadableModelError, match=r"external\.data"):
         bnfold.fold(external)
+
+
+@pytest.mark.parametrize(
+    ("where", "problem"),
+    [
+        ("above", "outside the model's folder"),
+        ("absolute", "outside the model's folder"),
+        ("a link", "outside the model's folder"),
+        ("a second name", "hard link"),
+        ("no file", "no regular file"),
+        ("no name", "in which file"),
+        ("no file name", "in which file"),
+    ],
+)
+def test_external_data_elsewhere(external: Path, where: str, problem: str) -> None:
+    """Only a regular file in the model's folder is read: a model cannot make anybody read another."""
+    data, folder = external.with_name("external.data"), external.with_name("inner")
+    folder.mkdir()
+    named = {"above": "../external.data", "absolute": str(data), "no name": "", "no file name": "a\0b"}
+    location = named.get(where, "its.data")
+    if where == "a link":
+        (folder / location).symlink_to(data)
+    elif where == "a second name":
+        (folder / location).hardlink_to(data)
+    elif where == "no file":
+        (folder / location).mkdir()
+    original = onnx.load(external, load_external_data=False)
+    for tensor in original.graph.initializer:
+        tensor.external_data[0].value = location
+    path = folder / "model.onnx"
+    path.write_bytes(original.SerializeToString())
+    with pytest.raises((UnreadableModelError, InvalidModelError), match=problem):
+        bnfold.fold(path)
 
 
 def test_external_data_in_a_constant_node(external: Path) -> None:

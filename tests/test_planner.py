@@ -465,6 +465,19 @@ def test_overridable_constants_are_reported_once() -> None:
     assert bnfold.fold(written(overridable_statistics), freeze_initializers=True).report.overridable == 0
 
 
+def test_maps_that_cannot_be_read_are_reported() -> None:
+    """Arithmetic with a constant that a caller may override, or that is no number, has a row; others have none."""
+
+    def write(op: Graph) -> str:
+        y = op.Mul(conv(op, image(op)), op.const(2.0, overridable=True))
+        y = op.Add(op.Sigmoid(y), op.const(np.inf))
+        return op.Mul(y, op.Sigmoid(y))
+
+    rows = bnfold.fold(written(write)).report.rows
+    reasons = [(row.op_type, [refusal.reason for refusal in row.refusals]) for row in rows]
+    assert reasons == [("Mul", [Reason.OVERRIDABLE]), ("Add", [Reason.NOT_FINITE])]
+
+
 @pytest.mark.parametrize("opset", [7, 8])
 def test_initializers_are_inputs_before_ir_version_4(opset: int) -> None:
     """There a listed initializer is a constant like any other, and a fresh one is listed, too."""
@@ -1062,6 +1075,27 @@ def test_squeezed_axes_in_any_order(axes: Sequence[int]) -> None:
         result = bnfold.fold(model)
         assert not differences(model, result.model, feeds_for(model))
         assert result.report.changed is moves
+
+
+@pytest.mark.parametrize("op_type", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"kernel_shape": [1, 1], "strides": [2, 2]},
+        {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]},
+    ],
+)
+def test_window_behind_the_input(op_type: str, window: dict[str, Any]) -> None:
+    """A last window that begins behind the input is none, though onnx's inference counts it before opset 22."""
+
+    def write(op: Graph) -> str:
+        y = op.node(op_type, image(op), ceil_mode=1, **window)
+        y = op.batch_norm(op.Transpose(y, perm=[0, 2, 1, 3]), channels=2)
+        return op.Conv(y, op.weight(3, 2, 1, 1))
+
+    model = written(write)
+    folded = bnfold.fold(model).model
+    assert not differences(model, folded, feeds_for(model))
 
 
 def test_equal_sizes_prove_nothing() -> None:

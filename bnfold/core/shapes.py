@@ -265,6 +265,8 @@ def _undeclared(node: onnx.NodeProto, functions: Container[ir.OperatorIdentifier
     """Take out what the bodies of a node say of their own values, and what onnx would take the node for."""
     if node.domain == "" and (node.domain, node.op_type, node.overload) in functions:
         node.domain = _UNKNOWN  # onnx infers the operator that is called so
+    if _may_overshoot(node):
+        node.domain = _UNKNOWN  # up to opset 21 onnx counts a window that no runtime does
     if (node.domain, node.op_type) == ("", "GroupNormalization"):
         # onnx 1.23 has no inference for it; its output is like its first input.
         node.op_type = "Identity"
@@ -280,6 +282,17 @@ def _undeclared(node: onnx.NodeProto, functions: Container[ir.OperatorIdentifier
             for inner in attribute.g.node:
                 _undeclared(inner, functions)
     return node
+
+
+def _may_overshoot(node: onnx.NodeProto) -> bool:
+    """Whether a pooling that rounds up may have room for a window that begins behind the input."""
+    given = {attribute.name: attribute.ints for attribute in node.attribute}
+    rounds_up = any(each.name == "ceil_mode" and (each.i or each.ref_attr_name) for each in node.attribute)
+    kernel = given.get("kernel_shape") or []
+    ones, zeros = [1] * len(kernel), [0] * (2 * len(kernel))
+    strides, dilations = given.get("strides") or ones, given.get("dilations") or ones
+    spans = zip(kernel, strides, dilations, (given.get("pads") or zeros)[len(kernel) :], strict=False)
+    return rounds_up and any((k - 1) * d + 1 < s + pad for k, s, d, pad in spans)
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

@@ -75,7 +75,8 @@ def _misplaced(tensor: onnx.TensorProto, dtype: ir.DataType) -> str:
         return "keeps strings in a file"
     if not entries.keys() <= _EXTERNAL_KEYS or not all(isinstance(each, str) for each in entries.values()):
         return "says of its data file what the installed onnx does not know"
-    if not entries.get("location"):
+    location = entries.get("location", "")
+    if not location or "\0" in location:
         return "does not say in which file its data are"
     for key in ("offset", "length"):
         if not entries.get(key, "0").isdecimal() or len(entries.get(key, "0")) > 18:
