@@ -762,6 +762,18 @@ def test_shift_finds_the_other_operand() -> None:
     assert count(fold(written(write)).model)["Add"] == 1
 
 
+def test_a_reader_that_leads_nowhere_keeps_nothing() -> None:
+    """What is removed as unread after a fold no longer keeps a map from moving: one fold does all."""
+    op = Graph(17)
+    y = op.Add(op.input("x", ("N", 4)), op.weight(4))
+    op.Mul(op.MatMul(op.Sigmoid(y), op.weight(4, 3)), op.weight(3))
+    model = op.finish([op.MatMul(y, op.weight(4, 2))])
+    folded = bnfold.fold(model).model
+    assert Counter(node.op_type for node in folded.graph.node) == {"Gemm": 1}
+    assert not bnfold.fold(folded).report.changed
+    assert not differences(model, folded, feeds_for(model, SIZES))
+
+
 # ---------------------------------------------------------------- leftovers
 
 

@@ -68,6 +68,17 @@ def test_promises_hold_for_branches(seed: int, steps: int) -> None:
     assert not broken_promises(random_model(seed, steps, BRANCHES))
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=seeds, steps=steps, kept=st.integers(0, 9), branches=st.booleans())
+def test_promises_hold_beside_what_leads_nowhere(seed: int, steps: int, kept: int, branches: bool) -> None:
+    """Nodes of which nothing is returned break no promise; what they kept from moving moves with the rest."""
+    model = random_model(seed, steps, BRANCHES if branches else ())
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.append(outputs[kept % len(outputs)])
+    assert not broken_promises(model)
+
+
 def test_every_operator_is_drawn() -> None:
     """The random graphs draw from every operator that has a rule."""
     assert set(registered()) <= set(OPERATORS)

@@ -52,12 +52,14 @@ class Writer:
 
     Attributes:
         gaps: where a map vanished: what stood in front of it, and the readers that stood behind it.
+        freed: whether a sweep took a reader from a tensor that has others.
     """
 
     view: View
     _names: set[str] = field(default_factory=set)
     loose: list[ir.Value] = field(default_factory=list)
     gaps: list[tuple[ir.Value, list[Use]]] = field(default_factory=list)
+    freed: bool = False
     _used: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,9 +117,11 @@ class Writer:
             if node is None:
                 self._drop_initializer(value)
             elif not any(out.uses() or out.is_graph_output() for out in node.outputs):
-                pending.extend(item for item in node.inputs if item is not None)
+                inputs = [item for item in node.inputs if item is not None]
+                pending.extend(inputs)
                 if node.graph is not None:
                     node.graph.remove(node, safe=True)
+                self.freed |= any(item.uses() and not self.view.constants.holds(item) for item in inputs)
 
     def _params(self, plan: Plan) -> Iterator[tuple[tuple[ir.Node, int], _Stored]]:
         for (node, index), edit in plan.params.items():

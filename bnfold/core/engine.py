@@ -85,10 +85,13 @@ class Engine:
         parts: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: split}
         rest: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: leave_shift}
         stages = [_HOMES, parts, rest] if self.view.portable else [_HOMES, parts, _TURNING, rest, _MEETING]
-        while any(self._until_nothing_moves(writer, walks) and walks is not _HOMES for walks in stages):
-            pass  # what a later stage moved may let an earlier one move more
-        tidy(self.view, writer)
-        writer.sweep()
+        more = True
+        while more:
+            while any(self._until_nothing_moves(writer, walks) and walks is not _HOMES for walks in stages):
+                pass  # what a later stage moved may let an earlier one move more
+            tidy(self.view, writer)
+            writer.sweep()
+            more, writer.freed = writer.freed, False  # readers that led nowhere keep nothing any more
         report.rows = [row for row in self.rows.values() if row.name]
         report.nodes_after = self.view.operators()
         return report

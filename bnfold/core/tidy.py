@@ -14,9 +14,10 @@ from bnfold.core.view import View
 
 def tidy(view: View, writer: Writer) -> None:
     """Remove the no-ops around every map that the writer took out."""
-    if writer.gaps:
+    gaps, writer.gaps = writer.gaps, []
+    if gaps:
         _trim(view)
-    for value, uses in writer.gaps:
+    for value, uses in gaps:
         gap: tuple[ir.Value, list[Use]] | None = (value, uses)
         while gap is not None:
             gap = _narrowed(view, writer, *gap)
