@@ -25,7 +25,7 @@ from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rebuild import Step
 from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View, name_of
+from bnfold.core.view import View, fitting, name_of
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
@@ -72,11 +72,16 @@ class Plan:
 
 
 def plan_for(view: View, root: ir.Node) -> tuple[Plan | None, list[tuple[ir.Value, Blocked]]]:
-    """What can be made one layer at ``root``, and which branches must stay apart for which reason."""
-    if is_sum(view, root):
-        return _across(view, root)
-    if root.op_type in _WEIGHTED and root.domain == "":
-        return _serial(view, root)
+    """What can be made one layer at ``root``, and which branches must stay apart for which reason.
+
+    Raises:
+        InvalidModelError: layers do not fit each other, or the tensors they read.
+    """
+    with fitting(root):
+        if is_sum(view, root):
+            return _across(view, root)
+        if root.op_type in _WEIGHTED and root.domain == "":
+            return _serial(view, root)
     return None, []
 
 
@@ -85,10 +90,12 @@ def steps(view: View, plan: Plan) -> list[Step]:
 
     Raises:
         Blocked: ``COSTS_A_NODE`` if there would be no fewer nodes or the map is no single node.
+        InvalidModelError: as ``plan_for``.
     """
     output = plan.root.outputs[0]
     try:
-        made = list(_layer(view, plan))
+        with fitting(plan.root):
+            made = list(_layer(view, plan))
         require(len(made) + len(plan.rest) <= len(plan.gone), Reason.COSTS_A_NODE)
     except Refused as refused:
         raise Blocked(refused.reason, plan.root, output) from refused

@@ -48,12 +48,12 @@ class Affine:
     @cached_property
     def scales(self) -> bool:
         """Whether any channel is multiplied by something other than 1."""
-        return bool(np.any(self.scale != 1.0))
+        return bool((self.scale != 1.0).any())
 
     @cached_property
     def shifts(self) -> bool:
         """Whether anything other than 0 is added to any channel."""
-        return bool(np.any(self.shift != 0.0))
+        return bool((self.shift != 0.0).any())
 
     @property
     def is_identity(self) -> bool:
@@ -81,8 +81,8 @@ class Affine:
 
     def sizes(self) -> dict[int, int]:
         """The axes along which the map varies, and the size of each."""
-        shapes = np.broadcast_shapes(self._full(self.scale).shape, self._full(self.shift).shape)
-        return {axis: size for axis, size in enumerate(shapes) if size > 1}
+        shape = np.broadcast(self._full(self.scale), self._full(self.shift)).shape
+        return {axis: size for axis, size in enumerate(shape) if size > 1}
 
     @property
     def volume(self) -> int:
@@ -136,7 +136,7 @@ def _fit(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
 def _collapse(array: Array) -> Array:
     for axis, size in enumerate(array.shape):
         first = array.take([0], axis=axis) if size > 1 else array
-        if size > 1 and bool(np.all(array == first)):
+        if size > 1 and bool((array == first).all()):
             array = first
     return array
 

@@ -63,7 +63,7 @@ class Writer:
     _used: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for graph in self.view.model.graphs():
+        for graph in self.view.graphs:
             self._names.update(graph.initializers)
             self._names.update(value.name or "" for value in graph.inputs)
             for node in graph:

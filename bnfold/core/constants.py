@@ -129,7 +129,8 @@ class Const:
             row = prod(self.shape[1:])
             stop = min(stop, self.shape[0])
             return external.read(self.source, start * row, (stop - start) * row).reshape(-1, *self.shape[1:])
-        return np.broadcast_to(self.base, self.shape)[start:stop]
+        base = self.base
+        return (base if base.shape == self.shape else np.broadcast_to(base, self.shape))[start:stop]
 
     @property
     def rank(self) -> int:
@@ -283,7 +284,7 @@ class Constants:
 
     def _cast_like(self, node: ir.Node, depth: int) -> ir.TensorProtocol | None:
         """Cast to the type of the second input, of which nothing but the type needs to be known."""
-        source, like = node.inputs
+        source, like = (*node.inputs, None, None)[:2]
         dtype = None if like is None else self.facts.dtype(like)
         if source is None or dtype is None:
             return None
@@ -301,7 +302,7 @@ class Constants:
 
 def dequantized(node: ir.Node, inputs: Sequence[Const | None]) -> Const:
     """What a DequantizeLinear makes of constants: ``scale·(q − zero point)``, not yet multiplied out."""
-    stored, scale, zero = (*inputs, None)[:3]
+    stored, scale, zero = (*inputs, None, None, None)[:3]
     if stored is None or scale is None:
         raise Refused(Reason.NOT_CONSTANT)
     axis, block = (node.attributes.get_int(name, given) for name, given in (("axis", 1), ("block_size", 0)))

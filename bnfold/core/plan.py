@@ -7,8 +7,6 @@ and never raises the number of nodes, so planning until nothing moves ends.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -123,17 +121,23 @@ class Plan:
             self.becomes[node] = moved.becomes
 
 
-@contextmanager
-def at(node: ir.Node | None, value: ir.Value | None = None) -> Iterator[None]:
+class at:  # noqa: N801  reads as a word; a class, as walks enter thousands of these
     """Name the node at which a condition did not hold, or whose own data do not fit each other."""
-    try:
-        yield
-    except Refused as refused:
-        raise Blocked(refused.reason, node, value) from refused
-    except MISFITS as error:
-        if node is None:
-            raise
-        raise misfit(node, error) from error
+
+    __slots__ = ("node", "value")
+
+    def __init__(self, node: ir.Node | None, value: ir.Value | None = None) -> None:
+        self.node = node
+        self.value = value
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Refused):
+            raise Blocked(error.reason, self.node, self.value) from error
+        if isinstance(error, MISFITS) and self.node is not None:
+            raise misfit(self.node, error) from error
 
 
 def gaining(view: View, plan: Plan) -> Plan:

@@ -124,16 +124,20 @@ def blocks(const: Const) -> Iterator[tuple[Any, Array]]:
     if not const.shape:
         yield (), np.asarray(edit(const.base))
         return
-    scale, shift = (np.broadcast_to(array, const.shape) for array in (edit.scale, edit.shift))
     step = max(1, _BLOCK * const.shape[0] // max(1, prod(const.shape)))
     for start in range(0, const.shape[0], step):
         rows = slice(start, start + step)
         block = const.rows(start, start + step).astype(np.float64)
         if edit.scales:
-            block *= scale[rows]
+            block *= _rows(edit.scale, const.rank, rows)
         if edit.shifts:
-            block += shift[rows]
+            block += _rows(edit.shift, const.rank, rows)
         yield rows, block
+
+
+def _rows(array: Array, rank: int, rows: slice) -> Array:
+    """What of a map's array belongs to these rows of a constant."""
+    return array[rows] if array.ndim == rank and len(array) > 1 else array
 
 
 def _axes_within_channel(const: Const) -> tuple[int, ...]:

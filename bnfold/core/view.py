@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from bnfold.core.affine import Affine
 from bnfold.core.constants import Constants
+from bnfold.core.graphs import graphs_of
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Rule, registered, rule_for
 from bnfold.core.shapes import infer, is_standard, opset_of
@@ -47,7 +48,7 @@ class View:
         self.constants = Constants.of_model(model, self.facts)
         self.opset = opset_of(model)
         self.chosen = chosen
-        self._graphs = tuple(model.graphs())  # no fold makes or removes a body
+        self.graphs = tuple(graphs_of(model))  # no fold makes or removes a body
         self._positions: dict[ir.Node, float] = {}
         self._reads: dict[ir.Node, tuple[int, Affine] | Reason] = {}
         for place, node in enumerate(self.nodes()):
@@ -55,7 +56,7 @@ class View:
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of the graph and its subgraphs, in topological order within each."""
-        for graph in self._graphs:
+        for graph in self.graphs:
             yield from graph
 
     def operators(self) -> dict[str, int]:

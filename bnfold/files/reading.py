@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from bnfold.core import external
 from bnfold.core.evaluate import literal
+from bnfold.core.graphs import graphs_of
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 from bnfold.files.sound import check
 from bnfold.files.sparse import densified
@@ -102,7 +103,7 @@ def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every initializer of the model whose data are in a file of their own."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
@@ -110,7 +111,7 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 def _check_defined(model: ir.Model, name: str) -> None:
     """Everything that is read or returned has to come from somewhere."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         read = (value for node in graph for value in node.inputs if value is not None)
         for value in (*graph.outputs, *read):
             if value.producer() is None and not (value.is_graph_input() or value.is_initializer()):
@@ -121,7 +122,7 @@ def _check_defined(model: ir.Model, name: str) -> None:
 
 def _sort(model: ir.Model, name: str) -> None:
     """Bring nodes into topological order where they are not."""
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         place = {node: index for index, node in enumerate(graph)}
         late = any(
             place.get(producer, -1) >= index
@@ -139,7 +140,7 @@ def _sort(model: ir.Model, name: str) -> None:
 def constant_bytes(model: ir.Model) -> int:
     """How many bytes the constants of the model take, wherever they are stored."""
     total = 0
-    for graph in model.graphs():
+    for graph in graphs_of(model):
         total += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
         for node in graph:
             tensor = literal(node) if node.op_type == "Constant" else None

@@ -76,13 +76,13 @@ class OptimizePass(RewritePass):
         return work.done
 
     def _fold_and_merge(self, work: _Work) -> None:
-        work.do(self._fold)
-        while self.merge and work.do(merge_branches) and work.do(self._fold):
+        work.do(self._fold, keeps_shapes=True)
+        while self.merge and work.do(merge_branches) and work.do(self._fold, keeps_shapes=True):
             pass
 
 
 class _Work:
-    """Steps on one model, with one view for as long as nothing changes it: shapes take as long as a step."""
+    """Steps on one model, with one view for as long as it holds: to infer shapes takes as long as a step."""
 
     def __init__(self, model: ir.Model, look: Look) -> None:
         self.model = model
@@ -90,10 +90,15 @@ class _Work:
         self._look = look
         self._view: View | None = None
 
-    def do(self, step: Step) -> bool:
-        """Take one step; whether it changed anything."""
+    def do(self, step: Step, *, keeps_shapes: bool = False) -> bool:
+        """Take one step, which says of every tensor it leaves what its shape is if it ``keeps_shapes``.
+
+        Returns:
+            Whether it changed anything.
+        """
         rewriting = step(self.model, self._seen)
-        if rewriting.report.changed or self.model.functions:  # a step may inline some before it looks
+        inlines = bool(self.model.functions)  # which a step may do before it looks
+        if inlines or (rewriting.report.changed and not keeps_shapes):
             self._view = None
         self.done = self.done.then(rewriting)
         return rewriting.report.changed

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from bnfold.core.graphs import graphs_of
 from bnfold.core.view import name_of
 from bnfold.errors import SelectionError
 
@@ -31,10 +32,10 @@ class Selection:
         Raises:
             SelectionError: a glob matches no node.
         """
-        if self._checked:
+        if self._checked or not (self.only or self.skip):
             return
         self._checked = True
-        bodies = (*model.graphs(), *model.functions.values())
+        bodies = (*graphs_of(model), *model.functions.values())
         names = [name_of(node) for body in bodies for node in body]
         for option, globs in (("only", self.only), ("skip", self.skip)):
             for glob in globs:

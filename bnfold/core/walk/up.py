@@ -198,7 +198,8 @@ class _Up:
             if affine_of(self.view, node) is not None:
                 return True
             site = self.view.site(node)
-            return self.view.rule(site).push(site, maps).output.is_identity
+            with at(node):
+                return self.view.rule(site).push(site, maps).output.is_identity
         except (Blocked, Refused):
             return False
 

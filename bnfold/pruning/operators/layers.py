@@ -68,7 +68,8 @@ class Layer(Operator):
     def has_unused(self, site: Site) -> bool:
         """Whether any input gets no weight at all, or any output has none."""
         weight = site.const(1)
-        if weight.edit.is_identity and not weight.on_disk and weight.base.all():
+        scaled = not weight.edit.shifts and bool(weight.edit.scale.all())
+        if scaled and not weight.on_disk and weight.base.all():
             return False
         used = self.used(site)
         return not (used.any(axis=0).all() and used.any(axis=1).all())
