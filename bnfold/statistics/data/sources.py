@@ -22,7 +22,7 @@ from bnfold.statistics.data.preprocess import Preprocess
 # for what it computes from them, on every processor. While that fits into a processor's cache, measuring
 # it costs least.
 _BATCH_VALUES = 1 << 19
-_MOST_SAMPLES = 128
+_MOST_SAMPLES = 256
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,9 @@ def instrument(
     values.update((value.name, value) for value in model.graph.inputs)
     write = Writer(model)
     model.graph.outputs.clear()
-    quickly = [] if training else [each for each in layers if each.output not in exact]
-    together = quick.attach(model, quickly, write)
-    done = {place.layer.output for tap in together for place in tap.places}
-    taps: list[Tap] = [*together]
+    groups = quick.groups(model, [] if training else [each for each in layers if each.output not in exact])
+    done = {place.layer.output for group in groups for place in group}
+    taps: list[Tap] = []
     for layer in layers:
         if layer.output in done:
             continue
@@ -42,6 +41,9 @@ def instrument(
         taps.append(probing.attach())
         if training:
             values[layer.output].replace_all_uses_with(probing.normalized())
+    # Last: the runtime works its way back from the last result, so that every layer is measured
+    # as soon as it is computed, and still in the cache.
+    taps += [quick.attach(group, values, write) for group in groups]
     model.graph.sort()
     RemoveUnusedNodesPass()(model)
     return taps

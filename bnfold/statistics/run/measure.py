@@ -26,9 +26,6 @@ from bnfold.statistics.run.session import Session
 from bnfold.statistics.run.tap import Tap
 from bnfold.training import Running
 
-# How many batches are merged at once.
-_BLOCK = 64
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -139,8 +136,8 @@ class Meter:
         self._layers = {layer.output: layer for layer in layers}
         self._opened = self._open(frozenset())
 
-    def blocks(self, size: int = _BLOCK) -> Generator[Block, None, None]:
-        """All batches, measured, in order, and ``size`` of them or fewer at a time."""
+    def blocks(self, size: int = 0) -> Generator[Block, None, None]:
+        """All batches, measured, in order; ``size`` of them at most at a time, 0 for what runs together."""
         batches = self._task.source.batches(self._ports, self._task.shard)
         for first in islice(batches, 1):
             block = self._opened.run(first)
@@ -148,10 +145,11 @@ class Meter:
                 self._opened = self._open(doubtful)
                 block = self._opened.run(first)
             yield self._sure(block)
-        with closing(self._opened.session.over(batches)) as pairs:
-            while some := list(islice(pairs, size)):
-                feeds, outputs = zip(*some, strict=True)
-                yield self._sure(self._opened.block(feeds, outputs))
+        with closing(self._opened.session.over(batches)) as parts:
+            for part in parts:
+                for start in range(0, len(part), size or len(part)):
+                    feeds, outputs = zip(*part[start : start + (size or len(part))], strict=True)
+                    yield self._sure(self._opened.block(feeds, outputs))
 
     def sample(self) -> Sample:
         """All batches together."""

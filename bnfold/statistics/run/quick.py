@@ -63,20 +63,20 @@ class Quick:
 
     Attributes:
         places: where each layer is measured.
-        means: the name of the vector of every layer's means, and then of every layer's mean squares.
-        shape: the name of a shape that starts with the number of samples.
+        sums: the name of the vector of every layer's means, and then of every layer's mean squares,
+            added up over the samples.
+        samples: the name of their number.
     """
 
     places: tuple[Place, ...]
-    means: str
-    shape: str
+    sums: str
+    samples: str
 
     def read(self, batches: Sequence[Mapping[str, Array]]) -> dict[str, Reading]:
         """See ``Tap``."""
-        told = np.array([each[self.means].reshape(-1) for each in batches], np.float64)
-        samples = np.array([each[self.shape][0] for each in batches])
-        told[samples == 0] = 0.0  # the mean of nothing is NaN
-        first, squares = np.hsplit(told, 2)
+        samples = np.concatenate([each[self.samples] for each in batches])
+        sums = np.array([each[self.sums] for each in batches], np.float64)
+        first, squares = np.hsplit(sums / np.maximum(samples, 1)[:, None], 2)
         center, bias, gain = self._maps
         with np.errstate(all="ignore"):
             variance = squares - np.square(first)
@@ -103,24 +103,24 @@ class Quick:
         return [np.concatenate(each) for each in zip(*(place.map for place in self.places), strict=True)]
 
 
-def attach(model: ir.Model, layers: Sequence[Layer], write: Writer) -> list[Quick]:
-    """Let ``model`` return the means of those layers for which that can be done."""
+def groups(model: ir.Model, layers: Sequence[Layer]) -> list[list[Place]]:
+    """Those layers that can be measured together, and where."""
     facts = infer(model)
-    values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value}
-    groups: dict[object, list[Place]] = {}
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    found: dict[object, list[Place]] = {}
     for layer in layers:
         y = values[layer.output]
         samples, *rest = facts.shape(y) or (None,)
         sizes = [size for size in rest if isinstance(size, int) and size]
         if _suits(model, layer) and len(sizes) == 3:
             place = Place(layer, _is_behind(y), math.prod(sizes[1:]))
-            groups.setdefault(object() if samples is None else samples, []).append(place)
-    return [_measured(group, values, write) for group in groups.values()]
+            found.setdefault(object() if samples is None else samples, []).append(place)
+    return list(found.values())
 
 
 def _suits(model: ir.Model, layer: Layer) -> bool:
     """Whether the layer sees images in float32, and what it makes of them can be inverted."""
-    if layer.dtype != "FLOAT" or layer.axis != 1 or layer.rank != 4 or opset_of(model) < 7:
+    if layer.dtype != "FLOAT" or layer.axis != 1 or layer.rank != 4 or opset_of(model) < 9:
         return False
     if layer.broken.any():
         return False
@@ -138,16 +138,19 @@ def _is_behind(y: ir.Value) -> bool:
     return bool(readers) and readers.isdisjoint({"Add", "Sum"})
 
 
-def _measured(places: Sequence[Place], values: Mapping[str | None, ir.Value], write: Writer) -> Quick:
-    layers = [(place.layer, place.behind) for place in places]
-    tensors = [values[layer.output if behind else layer.tensor] for layer, behind in layers]
+def attach(places: Sequence[Place], values: Mapping[str | None, ir.Value], write: Writer) -> Quick:
+    """Let the model return the means of one group."""
     means: list[ir.Value] = []
     squares: list[ir.Value] = []
-    for tensor in tensors:  # in this order the runtime still has in its cache what it needs next
+    for place in places:
+        tensor = values[place.layer.output if place.behind else place.layer.tensor]
         means += write.node("GlobalAveragePool", [tensor])
         squares += write.node("GlobalAveragePool", write.node("Mul", [tensor, tensor]))
-    flat = write.constant(np.array([0, -1]), ir.DataType.INT64)
-    (rows,) = write.node("Reshape", [*write.node("Concat", means + squares, axis=1), flat])
-    (shape,) = write.node("Shape", [rows])
-    told = write.output(write.mean(rows, [0]), ir.DataType.FLOAT)
-    return Quick(tuple(places), told, write.output(shape, ir.DataType.INT64))
+    (rows,) = write.node("Flatten", write.node("Concat", means + squares, axis=1))
+    first = write.constant(np.array([0]), ir.DataType.INT64)
+    samples = write.node("Gather", [*write.node("Shape", [rows]), first])
+    # Of all ways to add rows up, the runtime has the fastest kernel for a product.
+    ones = write.node("ConstantOfShape", samples, value=ir.tensor([np.float32(1)]))
+    (sums,) = write.node("MatMul", [*ones, rows])
+    names = write.output(sums, ir.DataType.FLOAT), write.output(samples[0], ir.DataType.INT64)
+    return Quick(tuple(places), *names)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +15,10 @@ from bnfold import files
 from bnfold.errors import InputsError, UnsupportedModelError
 from bnfold.statistics.data.ports import Array, Feeds
 from bnfold.statistics.optional import optional
+
+# How many batches are waited for together, unless they take more bytes than this.
+_TOGETHER = 32
+_BYTES = 1 << 26
 
 
 class Session:
@@ -37,7 +39,7 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or processors()
         try:
             self._session = _opened(ort, model, options)
         except Exception as error:  # the runtime's own types are not exported
@@ -46,27 +48,38 @@ class Session:
             ) from error
         self.names: list[str] = [each.name for each in self._session.get_outputs()]
 
-    def over(self, batches: Iterable[Feeds]) -> Generator[tuple[Feeds, dict[str, Array]], None, None]:
-        """The outputs of every batch by name, in the order of the batches.
+    def over(self, batches: Iterable[Feeds]) -> Generator[list[tuple[Feeds, dict[str, Array]]], None, None]:
+        """The outputs of every batch by name, in the order of the batches, several of them at a time.
+
+        While some batches run the next are read, and nobody has to wake for every single one.
 
         Raises:
             InputsError: the model fails on a batch.
         """
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[tuple[Feeds, Future[dict[str, Array]]]] = deque()
-            pending = iter(batches)
-            try:
-                # One batch more than there are threads: no thread waits, and memory stays bounded.
-                for feeds in islice(pending, self.threads + 1):
-                    waiting.append((feeds, pool.submit(self.run, feeds)))
-                while waiting:
-                    feeds, outputs = waiting.popleft()
-                    yield feeds, outputs.result()
-                    for more in islice(pending, 1):
-                        waiting.append((more, pool.submit(self.run, more)))
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        pool, pending = ThreadPoolExecutor(self.threads), iter(batches)
+
+        def start() -> tuple[list[Feeds], list[Future[dict[str, Array]]]]:
+            feeds = self._next(pending)
+            return feeds, [pool.submit(self.run, each) for each in feeds]
+
+        try:
+            ahead = start()
+            while ahead[0]:
+                (feeds, outputs), ahead = ahead, start()
+                wait(outputs)
+                yield [(fed, told.result()) for fed, told in zip(feeds, outputs, strict=True)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _next(self, pending: Iterator[Feeds]) -> list[Feeds]:
+        """As many batches as are cheap to wait for together, and to keep in memory."""
+        feeds, size = [], 0
+        for each in pending:
+            feeds.append(each)
+            size += sum(array.nbytes for array in each.values())
+            if len(feeds) >= _TOGETHER or (size >= _BYTES and len(feeds) >= self.threads):
+                break
+        return feeds
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """The outputs of one batch by name; raises ``InputsError`` if the model fails on it."""
@@ -77,6 +90,11 @@ class Session:
             raise InputsError(
                 f"The model fails on a batch of {shapes} ({one_line(error)}); the data do not fit it."
             ) from error
+
+
+def processors() -> int:
+    """On how many processors this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _opened(ort: Any, model: ir.Model, options: Any) -> Any:
