@@ -32,10 +32,10 @@ import pages
 from fold_cost import _median_interval
 
 from bnfold import files
-from bnfold.statistics.data.ports import ports_of
+from bnfold.statistics.data.ports import Feeds, ports_of
 from bnfold.statistics.data.sources import Arrays, Shard
 from bnfold.statistics.run.measure import Meter, Subject, Task
-from bnfold.statistics.run.session import Session
+from bnfold.statistics.run.session import Session, processors
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "docs" / "data" / "statistics_overhead.json"
@@ -55,7 +55,7 @@ def main() -> None:
         light.make("resnet50", path)
         images = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
         nets.append(compare("light ResNet-50", path, images, asked.pairs))
-    where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {processors()} cores"
     measured = {"where": where, "nets": nets}
     print(page(measured))
     if asked.write:
@@ -69,14 +69,17 @@ def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> dict[str, An
     opened = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     model, port = files.load(path), opened.get_inputs()[0].name
     source = Arrays({port: data})
-    batches = list(source.batches(ports_of(model), Shard()))
     arranged, meter = Session(model), Meter(Task(Subject(path), source))
+
+    def batches() -> Iterator[Feeds]:
+        return source.batches(ports_of(model), Shard())
+
     jobs: dict[str, Callable[[], object]] = {
         "measured": meter.sample,
-        "default sessions": lambda: [opened.run(None, feeds) for feeds in batches],
-        "the same arrangement": lambda: list(arranged.over(batches)),
+        "default sessions": lambda: [opened.run(None, feeds) for feeds in batches()],
+        "the same arrangement": lambda: list(arranged.over(batches())),
     }
-    sizes = {"samples": len(data), "batch": len(batches[0][port])}
+    sizes = {"samples": len(data), "batch": len(next(batches())[port])}
     return {"name": name, **sizes, "seconds": interleaved(jobs, pairs)}
 
 

@@ -596,3 +596,12 @@ def test_squares_that_leave_float32_are_measured_again(gain: float) -> None:
     data = np.random.default_rng(1).normal(size=(16, 4, 5, 5)).astype(np.float32)
     (moments,) = bnfold.stats(model, data).moments.values()
     np.testing.assert_allclose(moments.variance, ChannelMoments.of(data).variance, rtol=1e-5)
+
+
+def test_a_batch_without_samples_changes_nothing() -> None:
+    """A loader may yield one; it counts for nothing."""
+    data = np.random.default_rng(2).normal(size=(16, 4, 5, 5)).astype(np.float32)
+    batches = [data[:10], data[:0], data[10:]]
+    (moments,) = bnfold.stats(behind_conv(0.0), batches).moments.values()
+    assert moments.count == 16 * 25
+    np.testing.assert_allclose(moments.mean, ChannelMoments.of(data).mean, rtol=1e-5, atol=1e-6)

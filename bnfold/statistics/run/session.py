@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from bnfold.statistics.data.ports import Array, Feeds
 from bnfold.statistics.optional import optional
 
 # How many batches are waited for together, unless they take more bytes than this.
-_TOGETHER = 32
+_TOGETHER = 64
 _BYTES = 1 << 26
 
 
@@ -56,19 +57,24 @@ class Session:
         Raises:
             InputsError: the model fails on a batch.
         """
-        pool, pending = ThreadPoolExecutor(self.threads), iter(batches)
+        pool, pending, stopped = ThreadPoolExecutor(self.threads), iter(batches), Event()
 
-        def start() -> tuple[list[Feeds], list[Future[dict[str, Array]]]]:
+        def run(feeds: list[Feeds]) -> list[dict[str, Array]]:
+            return [self.run(each) for each in feeds if not stopped.is_set()]
+
+        def start() -> tuple[list[Feeds], list[Future[list[dict[str, Array]]]]]:
             feeds = self._next(pending)
-            return feeds, [pool.submit(self.run, each) for each in feeds]
+            share = -(-len(feeds) // self.threads) or 1
+            return feeds, [pool.submit(run, feeds[k : k + share]) for k in range(0, len(feeds), share)]
 
         try:
             ahead = start()
             while ahead[0]:
-                (feeds, outputs), ahead = ahead, start()
-                wait(outputs)
-                yield [(fed, told.result()) for fed, told in zip(feeds, outputs, strict=True)]
+                (feeds, parts), ahead = ahead, start()
+                wait(parts)
+                yield list(zip(feeds, [each for part in parts for each in part.result()], strict=True))
         finally:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
 
     def _next(self, pending: Iterator[Feeds]) -> list[Feeds]:
