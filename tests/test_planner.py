@@ -466,7 +466,7 @@ def test_overridable_constants_are_reported_once() -> None:
 
 
 def test_maps_that_cannot_be_read_are_reported() -> None:
-    """Arithmetic with a constant that a caller may override, or that is no number, has a row; others have none."""
+    """Arithmetic with a constant that a caller may override, or that is no number, has a row; other has none."""
 
     def write(op: Graph) -> str:
         y = op.Mul(conv(op, image(op)), op.const(2.0, overridable=True))
@@ -1098,7 +1098,7 @@ def test_squeezed_axes_in_any_order(axes: Sequence[int]) -> None:
     ],
 )
 def test_window_behind_the_input(op_type: str, window: dict[str, Any]) -> None:
-    """A last window that begins behind the input is none, though onnx's inference counts it before opset 22."""
+    """A window that begins behind the input is none, though onnx's inference counts it before opset 22."""
 
     def write(op: Graph) -> str:
         y = op.node(op_type, image(op), ceil_mode=1, **window)
