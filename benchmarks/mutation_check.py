@@ -244,11 +244,12 @@ def tests_for(mutant: Mutant) -> list[list[str]]:
     stem = Path(mutant.path).parent.name + "." + Path(mutant.path).stem
     rules = "tests/test_rules.py"
     planner = [f"tests/test_{name}.py" for name in ("planner", "sharing", "parts", "functions")]
-    files = [f"tests/test_{name}.py" for name in ("constants", "rounding", "quantized")]
+    files = [f"tests/test_{name}.py" for name in ("constants", "rounding", "quantized", "exporters")]
     random_graphs = ["tests/test_random_graphs.py", "tests/test_placement.py"]
     if mutant.path.startswith("bnfold/rules"):
         return [[rules, "-k", stem], planner, files, random_graphs]
-    return [planner, [rules, "-k", "outputs_stay or untouched"], files, random_graphs, [rules]]
+    rest = [rules, "-k", "not outputs_stay and not untouched"]
+    return [planner, files, [rules, "-k", "outputs_stay or untouched"], random_graphs, rest]
 
 
 def survives(mutant: Mutant) -> bool:

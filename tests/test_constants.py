@@ -17,11 +17,13 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from truth import differences, feeds_for, onnx_runtime, truth
 
 import bnfold
+from bnfold import files
 from bnfold.core.constants import Constants
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason
 from bnfold.core.shapes import infer
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
+from bnfold.provenance import fingerprint, provenance, restore
 
 Array = NDArray[Any]
 
@@ -594,7 +596,8 @@ def test_freezing_without_a_batch_norm() -> None:
     assert [each.name for each in result.model.graph.input] == ["x"]
 
 
-def test_overridable_shape_is_believed_nowhere() -> None:
+@pytest.mark.parametrize("ir_version", [4, 8])
+def test_overridable_shape_is_believed_nowhere(ir_version: int) -> None:
     """A shape that a caller may replace proves nothing."""
     nodes = [
         node("Conv", "x w", "c"),
@@ -602,7 +605,7 @@ def test_overridable_shape_is_believed_nowhere() -> None:
         node("Mul", "r k", "y"),
     ]
     stored = {"w": WEIGHT, "shape": np.array([2, 4, 16]), "k": SCALE.reshape(4, 1)}
-    original = model(nodes, stored, listed=["shape"])
+    original = model(nodes, stored, listed=["shape"], ir_version=ir_version)
     del original.graph.output[0].type.tensor_type.shape.dim[3:]
     original.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 16
     result = bnfold.fold(original)
@@ -734,6 +737,28 @@ def test_external_data(external: Path) -> None:
     stored = {value.name: value.const_value.numpy() for value in result.model.graph.initializers.values()}
     for each in expected.graph.initializer:
         np.testing.assert_array_equal(stored[each.name], numpy_helper.to_array(each))
+
+
+def test_large_external_data(tmp_path: Path) -> None:
+    """Weights too large to be read at once fold as those in memory do, wherever in their file they begin."""
+    op = Graph(17)
+    y = op.batch_norm(op.Gemm(op.input("x", (1, 600)), op.weight(600, 900)))
+    original = op.finish([op.Gemm(op.Sigmoid(y), op.weight(900, 500))])
+    expected = bnfold.fold(original).model
+    path = tmp_path / "large.onnx"
+    onnx.save(original, path, save_as_external_data=True, location="large.data", size_threshold=1 << 20)
+    unloaded = onnx.load(path, load_external_data=False)
+    first = next(each for each in unloaded.graph.initializer if each.external_data)
+    assert first.external_data[1].key == "offset"
+    del first.external_data[1]  # where none is given, the data begin with the file
+    path.write_bytes(unloaded.SerializeToString())
+    loaded, folded, folding = files.load(path), files.load(path), bnfold.FoldPass()
+    folding(folded)
+    stored = {value.name: value.const_value for value in folded.graph.initializers.values()}
+    for each in expected.graph.initializer:
+        np.testing.assert_array_equal(stored[each.name], numpy_helper.to_array(each))
+    undone = restore(folded, provenance(folding.folds, loaded, folded))
+    assert fingerprint(undone) == fingerprint(loaded)
 
 
 def test_external_data_of_a_proto(external: Path) -> None:

@@ -466,7 +466,7 @@ def test_overridable_constants_are_reported_once() -> None:
 
 
 def test_maps_that_cannot_be_read_are_reported() -> None:
-    """Arithmetic with a constant that a caller may override, or that is no number, has a row; other has none."""
+    """Arithmetic with a constant that a caller may override, or that is no number, has a row."""
 
     def write(op: Graph) -> str:
         y = op.Mul(conv(op, image(op)), op.const(2.0, overridable=True))
@@ -815,6 +815,46 @@ def test_leftovers_that_no_batch_norm_states(
         return op.Sigmoid(op.Add(op.Mul(x, op.weight(*vary)), op.weight(*vary)))
 
     assert not fold(written(write, opset, dtype=dtype)).report.changed
+
+
+def test_run_of_shifts_merges() -> None:
+    """Two shifts that padding keeps become one, and are reported as merged: no part of them goes anywhere."""
+
+    def write(op: Graph) -> Sequence[str]:
+        pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        behind = op.AveragePool(conv(op, image(op)), **pads, count_include_pad=1)
+        in_front = op.Sigmoid(behind)
+        behind, in_front = (
+            op.Add(op.Add(y, op.weight(3, 1, 1)), op.weight(3, 1, 1)) for y in (behind, in_front)
+        )
+        return op.Sigmoid(behind), op.Conv(in_front, op.weight(3, 3, 3, 3), **pads)
+
+    result = fold(written(write))
+    assert count(result.model) == {"Sigmoid": 2, "Add": 2, "AveragePool": 1, "Conv": 2}
+    assert [row.status for row in result.report.rows] == ["merged"] * 4
+
+
+def test_folds_name_what_they_wrote() -> None:
+    """Each fold's record names constants of the original and of the result, with their values."""
+
+    def write(op: Graph) -> Sequence[str]:
+        x = image(op)
+        stays = op.Add(op.Add(op.Sigmoid(x), op.weight(3, 1, 1)), op.weight(3, 1, 1))
+        return op.batch_norm(conv(op, x)), op.Sigmoid(stays)
+
+    model = ir.serde.deserialize_model(written(write))
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    folding = bnfold.FoldPass()
+    folding(model)
+    changes = [change for each in folding.folds for change in each.changes]
+    assert len(changes) == 3
+    for change in changes:
+        (name, const), node = change.new, next(each for each in model.graph if each.name == change.node)
+        assert node.inputs[change.index] is model.graph.initializers[name]
+        written_to = model.graph.initializers[name].const_value
+        np.testing.assert_array_equal(written_to, const.exact.astype(np.float32))
+        if change.old is not None:
+            np.testing.assert_array_equal(before[change.old[0]], change.old[1].base)
 
 
 def test_run_of_scales_merges() -> None:

@@ -15,13 +15,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold.core import affine, rounding
+from bnfold.core.constants import Const
 from bnfold.core.example import Graph
-from bnfold.core.reasons import Reason
+from bnfold.core.reasons import Reason, Refused
 
 getcontext().prec = 60
 
@@ -321,6 +324,24 @@ def test_one_subnormal_weight_is_no_reason() -> None:
     original = conv_norm("float16", [[1.0, 1e-4], [0.5, 3e-6]], gamma=1e-3)
     result = bnfold.fold(original)
     assert result.report.folded == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_channels_of_large_weights_are_judged_whole(axis: int) -> None:
+    """A weight is rounded some rows at a time, and yet every channel is held against its own largest value.
+
+    Here the last rows are small. Along axis 1 they are parts of channels that are large elsewhere.
+    """
+    weight = np.ones((2500, 100), np.float16)
+    weight[2400:] = 1e-4
+    scale = np.full((2500, 1) if axis == 0 else (1, 100), 1e-3)
+    const = Const.stored(ir.tensor(weight)).mapped(affine.Affine.of(scale))
+    if axis == 0:
+        with pytest.raises(Refused) as refused:
+            rounding.stored(const)
+        assert refused.value.reason is Reason.PRECISION_LOST
+        const = Const.stored(ir.tensor(weight[:2400])).mapped(affine.Affine.of(scale[:2400]))
+    np.testing.assert_array_equal(rounding.stored(const).numpy(), const.exact.astype(np.float16))
 
 
 def test_power_of_two_below_the_normal_numbers() -> None:

@@ -56,7 +56,7 @@ class Writer:
     """
 
     view: View
-    _names: set[str] = field(default_factory=set)
+    _names: set[str | None] = field(default_factory=set)
     loose: list[ir.Value] = field(default_factory=list)
     gaps: list[tuple[ir.Value, list[Use]]] = field(default_factory=list)
     freed: bool = False
@@ -65,10 +65,10 @@ class Writer:
     def __post_init__(self) -> None:
         for graph in self.view.graphs:
             self._names.update(graph.initializers)
-            self._names.update(value.name or "" for value in graph.inputs)
+            self._names.update(value.name for value in graph.inputs)
             for node in graph:
-                self._names.add(node.name or "")
-                self._names.update(value.name or "" for value in node.outputs)
+                self._names.add(node.name)
+                self._names.update(value.name for value in node.outputs)
         self._given = frozenset(self._names)
 
     def is_given(self, value: ir.Value) -> bool:

@@ -63,8 +63,8 @@ def _parts(affine: Affine) -> Iterator[tuple[Affine, Affine]]:
     """What acts first and what acts second: the scale and the shift, in either order."""
     if affine.scales and affine.shifts:
         yield affine.linear, affine.translation
-    if affine.scales and affine.shifts and np.all(affine.scale):
-        yield Affine.of(1.0, affine.shift / affine.scale), affine.linear
+        if np.all(affine.scale):
+            yield Affine.of(1.0, affine.shift / affine.scale), affine.linear
 
 
 def _both_ways(view: View, seed: ir.Node, first: Affine, second: Affine) -> Plan:
