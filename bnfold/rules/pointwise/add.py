@@ -1,6 +1,6 @@
 """Add, Sub, Sum and Mean of tensors take a scale to all of them and a shift to one.
 
-    pull    s·Σ kᵢ·aᵢ + t          =  Σ kᵢ·(s·aᵢ) + t            t to one operand as t/kᵢ
+    pull    s·Σ kᵢ·aᵢ + t          =  Σ kᵢ·(s·aᵢ) + t            t to one tensor as t/Σ kᵢ
     push    Σ kᵢ·(s·aᵢ + tᵢ)       =  s·Σ kᵢ·aᵢ + Σ kᵢ·tᵢ         the same s on all of them
     read    a + c₁ + c₂ + …        Sum and Mean of one tensor and constants
 
@@ -31,11 +31,12 @@ class Combination(Rule):
             yield Moved(inputs={i: _taken(out, node, i) for i in range(len(factors))})
             return
         scaled = {i: _taken(out.linear, node, i) for i in range(len(factors))}
-        whole = {i: onto(Affine(out.scale, out.shift / k), node, i) for i, k in enumerate(factors)}
+        shares = tensors(node, factors)
+        whole = {same: onto(Affine(out.scale, out.shift / k), node, same[0]) for same, k in shares}
         require(any(whole.values()), Reason.MIXED_AXES)
-        for i, affine in sorted(whole.items(), key=lambda item: not node.is_const(item[0])):
+        for same, affine in sorted(whole.items(), key=lambda item: not node.is_const(item[0][0])):
             if affine is not None:
-                yield Moved(inputs={**scaled, i: affine})
+                yield Moved(inputs={**scaled, **dict.fromkeys(same, affine)})
 
     def push(self, node: Site, into: Arriving) -> Moved:
         maps = [aligned(into.at(i), node, i) for i in range(len(node.node.inputs))]
@@ -81,6 +82,15 @@ class Mean(Sum):
     def factors(self, node: Site) -> list[float]:
         count = len(node.node.inputs)
         return [1.0 / count] * count
+
+
+def tensors(node: Site, factors: list[float]) -> Iterator[tuple[tuple[int, ...], float]]:
+    """The places of each tensor among the operands, and its factor in the sum; if that is 0, one by one."""
+    values = [node.input(i) for i in range(len(factors))]
+    for value in dict.fromkeys(values):
+        same = tuple(i for i, each in enumerate(values) if each is value)
+        total = sum(factors[i] for i in same)
+        yield from [(same, total)] if total else (((i,), factors[i]) for i in same)
 
 
 def _taken(affine: Affine, node: Site, index: int) -> Affine:
@@ -142,6 +152,12 @@ def constants_among_them(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
 def sum_with_a_constant(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Sum(op.weight(4, 1, 1), op.Conv(x, op.weight(4, 3, 3, 3)), op.weight(1))
     return op.Mean(op.weight(4, 1, 1), y)
+
+
+@folds
+def one_tensor_twice(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    y = op.Conv(x, op.weight(4, 3, 3, 3))
+    return op.batch_norm(op.Sum(y, op.Relu(op.Conv(x, op.weight(4, 3, 3, 3))), y), positive=True)
 
 
 @folds
