@@ -362,7 +362,7 @@ def test_shape_of_a_dynamic_input_is_no_constant() -> None:
 @pytest.mark.parametrize("opset", [6, 7])
 @pytest.mark.parametrize("op_type", ["Add", "Mul"])
 def test_constants_of_old_opsets(op_type: str, opset: int) -> None:
-    """Before opset 7 arithmetic broadcasts by attributes: there what it makes of two constants is not known."""
+    """Before opset 7 arithmetic broadcasts by attributes: its results are not known."""
     nodes = [
         node(op_type, "w0 k", "w", **({"broadcast": 1} if opset < 7 else {})),
         node("Conv", "x w", "c"),

@@ -210,7 +210,7 @@ def no_rule(op: Graph) -> str:
 @hazard(Reason.BRANCHES_DIFFER, "up", "Add")
 def readers_want_different_maps(op: Graph) -> str:
     y = conv(op, image(op))
-    return op.batch_norm(op.Add(y, y))
+    return op.batch_norm(op.Add(op.Relu(y), y), positive=True)
 
 
 @hazard(Reason.NO_READER, "down", "BatchNormalization")
