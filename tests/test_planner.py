@@ -207,7 +207,7 @@ def no_rule(op: Graph) -> str:
     return op.batch_norm(op.Trilu(image(op)))
 
 
-@hazard(Reason.BRANCHES_DIFFER, "up", "Add")
+@hazard(Reason.BRANCHES_DIFFER, "up", "Relu")
 def readers_want_different_maps(op: Graph) -> str:
     y = conv(op, image(op))
     return op.batch_norm(op.Add(op.Relu(y), y), positive=True)
