@@ -182,6 +182,11 @@ def formula(block: list[tuple[Array | None, Array, Array]]) -> tuple[Array, Arra
 # ---------------------------------------------------------------- what else is one layer
 
 
+def transposed(op: Graph, x: str, *shape: int, bias: bool = False, **attributes: Any) -> str:
+    outputs = shape[1] * attributes.get("group", 1)
+    return str(op.ConvTranspose(x, op.weight(*shape), *([op.weight(outputs)] if bias else []), **attributes))
+
+
 def two(op: Graph, a: str, b: str) -> str:
     return str(op.Add(a, b))
 
@@ -319,6 +324,28 @@ JOINED: dict[str, tuple[Write, tuple[Any, ...], dict[str, int]]] = {
         ("N", 5),
         {"Gemm": 1},
     ),
+    "transposed siblings": (
+        lambda op, x: two(
+            op,
+            transposed(op, x, 4, 3, 3, 4, strides=[2, 2], pads=[1, 0, 0, 1], output_padding=[1, 0]),
+            op.batch_norm(transposed(op, x, 4, 3, 3, 3, strides=[2, 2]), channels=3),
+        ),
+        DYNAMIC,
+        {"ConvTranspose": 1},
+    ),
+    "transposed in groups, dilated": (
+        lambda op, x: op.Sub(
+            transposed(op, x, 4, 2, 3, 3, group=2, dilations=[2, 1], pads=[2, 1, 2, 1], bias=True),
+            transposed(op, x, 4, 1, 1, 1, group=4),
+        ),
+        DYNAMIC,
+        {"ConvTranspose": 1},
+    ),
+    "transposed, one channel beside several": (
+        lambda op, x: two(op, transposed(op, x, 4, 1, 1, 1, bias=True), transposed(op, x, 4, 3, 1, 1)),
+        DYNAMIC,
+        {"ConvTranspose": 1},
+    ),
     "1×1 then 3×3, padded": (
         lambda op, x: conv(op, conv(op, x, 12, 4, 1, 1), 3, 12, 3, 3, pads=[1] * 4, bias=True),
         DYNAMIC,
@@ -360,6 +387,33 @@ def test_what_is_one_layer(name: str) -> None:
     model, report = merged(written(write, shape))
     assert operators(model) == left
     assert all(each.work_after <= each.work_before for each in report.branches if each.into)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_transposed_windows(seed: int) -> None:
+    """Any windows whose outputs are as long become one, unless that is more work."""
+    random = np.random.default_rng(seed)
+    stride, groups, longer = (int(random.integers(*limits)) for limits in ((1, 4), (1, 3), (0, 3)))
+
+    def window() -> tuple[int, dict[str, Any]]:
+        while True:
+            count, step = random.integers(1, 5), random.integers(1, 3)
+            begin, extra = random.integers(0, 3), random.integers(0, stride)
+            end = extra + (count - 1) * step - begin - longer
+            if end >= 0:
+                pads = {"pads": [int(begin), int(end)], "output_padding": [int(extra)]}
+                return int(count), {"dilations": [int(step)], **pads}
+
+    def write(op: Graph, x: str) -> str:
+        windows = [window() for _ in range(2)]
+        parts = (
+            transposed(op, x, 4, 4 // groups, count, group=groups, strides=[stride], **more)
+            for count, more in windows
+        )
+        return two(op, *parts)
+
+    _, report = merged(written(write, ("N", 4, "L")))
+    assert report.joined == 1 or reasons(report) == {Reason.MORE_WORK}
 
 
 # ---------------------------------------------------------------- refused
@@ -475,6 +529,34 @@ REFUSED: dict[str, tuple[Write, tuple[Any, ...], Reason]] = {
         DYNAMIC,
         Reason.UNKNOWN_SHAPE,
     ),
+    "transposed with other strides": (
+        lambda op, x: two(
+            op,
+            transposed(op, x, 4, 3, 3, 3, strides=[2, 2]),
+            transposed(op, x, 4, 3, 4, 4),
+        ),
+        (1, 4, 2, 2),
+        Reason.WINDOWS_DIFFER,
+    ),
+    "transposed to a shape": (
+        lambda op, x: two(
+            op,
+            transposed(op, x, 4, 3, 3, 3, output_shape=[8, 8]),
+            transposed(op, x, 4, 3, 3, 3, pads=[1] * 4),
+        ),
+        (1, 4, 8, 8),
+        Reason.WINDOWS_DIFFER,
+    ),
+    "transposed beside the tensor": (
+        lambda op, x: two(op, transposed(op, x, 4, 4, 3, 3, pads=[1] * 4), op.batch_norm(x)),
+        DYNAMIC,
+        Reason.WINDOWS_DIFFER,
+    ),
+    "transposed in a row": (
+        lambda op, x: transposed(op, transposed(op, x, 4, 4, 1, 1), 4, 1, 3, 3),
+        DYNAMIC,
+        Reason.WINDOWS_DIFFER,
+    ),
     "an integer kernel": (
         lambda op, x: two(
             op,
@@ -501,7 +583,12 @@ def test_what_stays(name: str) -> None:
 # Exact, but not worth doing, or not wanted.
 JUDGEMENTS = {Reason.MORE_WORK, Reason.OTHER_READER, Reason.GRAPH_OUTPUT, Reason.QUANTIZED_SHIFT}
 # There is no equation to go wrong with.
-NO_EQUATION = {"an activation between", "same with a stride on any size"}
+NO_EQUATION = {
+    "an activation between",
+    "same with a stride on any size",
+    "transposed beside the tensor",
+    "transposed in a row",
+}
 SILENCED = [n for n, case in REFUSED.items() if case[2] not in JUDGEMENTS and n not in NO_EQUATION]
 
 

@@ -187,6 +187,22 @@ CUT: dict[str, tuple[Write, tuple[Any, ...], dict[str, list[list[int]]]]] = {
         ("N", 3, 8, 8),
         {"Conv": [[3, 3, 3, 3], [2, 3, 1, 1]]},
     ),
+    "zero through a Pad": (
+        lambda op, x: op.Conv(
+            op.Pad(block(op, x, 3, 4, [1], beta=-1.0), op.ints(0, 0, 1, 1, 0, 0, 1, 1)),
+            op.weight(2, 4, 3, 3),
+        ),
+        IMAGE,
+        {"Conv": [[3, 3, 3, 3], [2, 3, 3, 3]]},
+    ),
+    "a value through a mirror": (
+        lambda op, x: op.Conv(
+            op.Pad(block(op, x, 3, 4, [1], beta=1.0), op.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect"),
+            op.weight(2, 4, 3, 3),
+        ),
+        IMAGE,
+        {"Conv": [[3, 3, 3, 3], [2, 3, 3, 3]]},
+    ),
     "one channel stays": (
         lambda op, x: op.Conv(block(op, x, 3, 3, [0, 1, 2]), op.weight(2, 3, 1, 1)),
         IMAGE,
@@ -252,6 +268,19 @@ KEPT: dict[str, tuple[Write, Reason] | tuple[Write, Reason, int]] = {
             op.weight(2, 4, 1, 1),
         ),
         Reason.PADDED_SHIFT,
+    ),
+    "a value beside what a Pad fills in": (
+        lambda op, x: op.Conv(
+            op.Pad(block(op, x, 3, 4, [1], beta=1.0), op.ints(0, 0, 1, 1, 0, 0, 1, 1)),
+            op.weight(2, 4, 3, 3),
+        ),
+        Reason.PADDED_SHIFT,
+    ),
+    "padded with more channels": (
+        lambda op, x: op.Conv(
+            op.Pad(block(op, x, 3, 4, [1]), op.ints(0, 1, 0, 0, 0, 0, 0, 0)), op.weight(2, 5, 1, 1)
+        ),
+        Reason.MIXED_AXES,
     ),
     "a value before a transposed layer": (
         lambda op, x: op.ConvTranspose(block(op, x, 3, 4, [1], 1.0), op.weight(4, 2, 2, 2), strides=[2, 2]),
@@ -444,6 +473,10 @@ KEPT: dict[str, tuple[Write, Reason] | tuple[Write, Reason, int]] = {
         ),
         Reason.QUANTIZED_SHIFT,
     ),
+    "its shape is read": (
+        lambda op, x: (op.Conv(y := block(op, x, 3, 4, [1]), op.weight(2, 4, 1, 1)), op.Shape(y)),
+        Reason.NO_RULE,
+    ),
     "an operator nobody knows": (
         lambda op, x: op.Conv(op.Softmax(block(op, x, 3, 4, [1]), axis=1), op.weight(2, 4, 1, 1)),
         Reason.NO_RULE,
@@ -466,6 +499,7 @@ def test_what_is_kept(name: str) -> None:
 NOT_SEEN = {
     # Channels vary, or are linked to one that stays: there is no condition, but the consequence of another.
     "a value that a pool averages with padding",
+    "a value beside what a Pad fills in",
     "added to what varies",
     # The sizes are not read, so that there is no factor to compare.
     "a size that is named elsewhere",

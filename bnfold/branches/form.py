@@ -13,8 +13,10 @@ from math import prod
 
 import onnx_ir as ir
 
-from bnfold.branches.linear import Convolution, Dense, Layer, as_convolution, as_dense
+from bnfold.branches.convolution import Convolution
+from bnfold.branches.layer import Layer
 from bnfold.branches.read import layer
+from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import IDENTITY, Affine
 from bnfold.core.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
@@ -95,12 +97,7 @@ def added(a: Layer | Affine, b: Layer | Affine, sizes: Sequence[Dim]) -> Layer |
     if isinstance(a, Affine):
         a, b = b, a
     assert not isinstance(a, Affine)
-    other = _like(b, a)
-    if isinstance(a, Convolution) and isinstance(other, Convolution):
-        return a.plus(other, sizes)
-    assert isinstance(a, Dense)
-    assert isinstance(other, Dense)
-    return a.plus(other)
+    return a.plus(_like(b, a), sizes)
 
 
 def exclusive(value: ir.Value, reader: ir.Node) -> bool:
@@ -175,12 +172,7 @@ def _with_layer(view: View, form: Form, own: Layer, node: ir.Node) -> list[Form]
         return [replace(form, linear=own, nodes=nodes, work=float(own.work))]
     work = own.work + form.work * _denser(view, node, own)
     try:
-        inner = _like(form.linear, own)
-        if isinstance(own, Convolution) and isinstance(inner, Convolution):
-            return [Form(form.source, own.after(inner), nodes, work)]
-        assert isinstance(own, Dense)
-        assert isinstance(inner, Dense)
-        return [Form(form.source, own.after(inner), nodes, work)]
+        return [Form(form.source, own.after(_like(form.linear, own)), nodes, work)]
     except Refused as refused:
         return [Form(form.source, IDENTITY, nodes, work, Blocked(refused.reason, node))]
 
@@ -188,16 +180,14 @@ def _with_layer(view: View, form: Form, own: Layer, node: ir.Node) -> list[Form]
 def _like(linear: Layer | Affine, model: Layer) -> Layer:
     """A map as a layer of the kind of another one."""
     if isinstance(linear, Affine):
-        if isinstance(model, Convolution):
-            return as_convolution(linear, model.channels, len(model.axes))
-        return as_dense(linear, model.inputs)
+        return model.of(linear)
     require(type(linear) is type(model), Reason.WINDOWS_DIFFER)
     return linear
 
 
 def _denser(view: View, node: ir.Node, own: Layer) -> float:
     """How many positions the layer's input has for each position of its output."""
-    if isinstance(own, Dense):
+    if not isinstance(own, Convolution | Transposed):
         return 1.0
     values = (node.inputs[0], node.outputs[0])
     shapes = [(view.facts.shape(value) or ())[2:] if value is not None else () for value in values]
@@ -247,6 +237,4 @@ def spatial(view: View, value: ir.Value) -> tuple[Dim, ...]:
 
 def _width(linear: Layer | Affine, affine: Affine = IDENTITY) -> int:
     """Channels of what a layer computes; of a map only those in which it differs are known."""
-    if isinstance(linear, Convolution):
-        return linear.filters
-    return linear.outputs if isinstance(linear, Dense) else max(linear.volume, affine.volume)
+    return max(linear.volume, affine.volume) if isinstance(linear, Affine) else linear.outputs

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.branches.convolution import Convolution
 from bnfold.branches.form import Form, added, exclusive, forms, is_sum, signs, spatial, through
-from bnfold.branches.linear import Convolution, Layer
+from bnfold.branches.layer import Layer
+from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import Affine
 from bnfold.core.constants import Const
 from bnfold.core.leftover import leftover
@@ -27,7 +29,7 @@ from bnfold.core.rebuild import Step
 from bnfold.core.shapes import FLOATS
 from bnfold.core.view import View, fitting, name_of
 
-_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -192,15 +194,13 @@ def _serial(view: View, root: ir.Node) -> tuple[Plan | None, list[tuple[ir.Value
     return None, refusals
 
 
-def _work(linear: Layer | Affine) -> int:
+def _work(linear: Layer | Affine) -> float:
     return 0 if isinstance(linear, Affine) else linear.work
 
 
 def _adding(linear: Layer | Affine) -> int:
     """Additions for each position that a summand less saves."""
-    if isinstance(linear, Affine):
-        return 1
-    return linear.filters if isinstance(linear, Convolution) else linear.outputs
+    return 1 if isinstance(linear, Affine) else linear.outputs
 
 
 def _layer(view: View, plan: Plan) -> Iterator[Step]:
@@ -222,8 +222,9 @@ def _layer(view: View, plan: Plan) -> Iterator[Step]:
         return
     weight, bias = (const(np.ascontiguousarray(array)) for array in linear.made)
     biased = bool(np.any(linear.made[1]))
-    if isinstance(linear, Convolution):
-        yield Step("Conv", [plan.source, weight, *([bias] if biased else [])], name, _attributes(linear))
+    if isinstance(linear, Convolution | Transposed):
+        op_type = "Conv" if isinstance(linear, Convolution) else "ConvTranspose"
+        yield Step(op_type, [plan.source, weight, *([bias] if biased else [])], name, _attributes(linear))
     elif len(view.facts.shape(plan.source) or ()) == 2:
         yield Step("Gemm", [plan.source, weight, bias], name)
     else:
@@ -232,13 +233,15 @@ def _layer(view: View, plan: Plan) -> Iterator[Step]:
             yield Step("Add", [0, bias], f"{name}_bias")
 
 
-def _attributes(linear: Convolution) -> dict[str, object]:
-    """A convolution's attributes; ``pads`` states first all begins, then all ends."""
+def _attributes(linear: Convolution | Transposed) -> dict[str, object]:
+    """The window; ``pads`` states first all begins, then all ends. An end below 0 is output padding."""
     begins, ends = zip(*(axis.pads for axis in linear.axes), strict=True)
+    extra = {"output_padding": [-min(0, end) for end in ends]} if min(ends) < 0 else {}
     return {
-        "kernel_shape": list(linear.taps),
+        "kernel_shape": [axis.count for axis in linear.axes],
         "strides": [axis.stride for axis in linear.axes],
         "dilations": [axis.step for axis in linear.axes],
-        "pads": [*begins, *ends],
+        "pads": [*begins, *(max(0, end) for end in ends)],
         "group": linear.groups,
+        **extra,
     }

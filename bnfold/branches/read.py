@@ -1,15 +1,19 @@
-"""Which linear layer a node is: Conv, AveragePool, Gemm and MatMul with constant weights."""
+"""Which linear layer a node is: Conv, ConvTranspose, AveragePool, Gemm, MatMul with constant weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import cast
 
 import numpy as np
 
 from bnfold.branches.axis import Axis
-from bnfold.branches.linear import Convolution, Dense, Layer
+from bnfold.branches.convolution import Convolution
+from bnfold.branches.dense import Dense
+from bnfold.branches.layer import Layer
+from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import Array
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.shapes import Dim
@@ -47,7 +51,26 @@ def _conv(site: Site) -> Convolution:
         return weight.exact, np.zeros(filters) if bias is None else bias.vector(filters)
 
     axes = _axes(site, weight.shape[2:])
-    return Convolution(axes, filters, groups * width, groups, values)
+    return Convolution(filters, groups * width, values, axes, groups)
+
+
+def _conv_transpose(site: Site) -> Transposed:
+    weight = site.const(1)
+    bias = site.const(2) if site.has(2) else None
+    groups, none = site.attr("group", 1), [0] * (weight.rank - 2)
+    channels, width = weight.shape[:2]
+    check_groups(site, channels)
+    plain = site.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    require(plain and not site.attr("output_shape", cast("list[int]", [])), Reason.WINDOWS_DIFFER)
+    longer = site.attr("output_padding", none)
+    windows = _axes(site, weight.shape[2:])
+    axes = tuple(replace(axis, end=axis.end - a) for a, axis in zip(longer, windows, strict=True))
+
+    def values() -> tuple[Array, Array]:
+        outputs = groups * width
+        return weight.exact, np.zeros(outputs) if bias is None else bias.vector(outputs)
+
+    return Transposed(groups * width, channels, values, axes, groups)
 
 
 def _average_pool(site: Site) -> Convolution:
@@ -61,7 +84,7 @@ def _average_pool(site: Site) -> Convolution:
     if not isinstance(channels, int):
         raise Refused(Reason.UNKNOWN_SHAPE)
     weight = np.full((channels, 1, *kernel), 1.0 / prod(kernel))
-    return Convolution(axes, channels, channels, channels, lambda: (weight, np.zeros(channels)))
+    return Convolution(channels, channels, lambda: (weight, np.zeros(channels)), axes, channels)
 
 
 def _gemm(site: Site) -> Dense:
@@ -76,19 +99,20 @@ def _gemm(site: Site) -> Dense:
         matrix = weight.exact.T if turned else weight.exact
         return alpha * matrix, np.zeros(outputs) if bias is None else beta * bias.vector(outputs)
 
-    return Dense(inputs, outputs, values)
+    return Dense(outputs, inputs, values)
 
 
 def _matmul(site: Site) -> Dense:
     weight = site.const(1)
     require(weight.rank == 2 and len(site.shape(0)) >= 2, Reason.MIXED_AXES)
     inputs, outputs = weight.shape
-    return Dense(inputs, outputs, lambda: (weight.exact, np.zeros(outputs)))
+    return Dense(outputs, inputs, lambda: (weight.exact, np.zeros(outputs)))
 
 
 _READERS: dict[str, Callable[[Site], Layer]] = {
     "AveragePool": _average_pool,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
 }

@@ -1,4 +1,4 @@
-"""Pools, means over positions and interpolation: a channel that holds one value everywhere still does.
+"""Pools, pads, means over positions and interpolation: a channel that holds one value everywhere still does.
 
 A pool that counts its zero padding averages zeros in, so there the value has to be 0.
 """
@@ -13,6 +13,7 @@ from bnfold.core.reasons import Reason, require
 from bnfold.core.site import Site
 from bnfold.pruning.operator import Channels, Operator, alone, only, operator
 from bnfold.rules.window.average_pool import _counts_padding
+from bnfold.rules.window.pad import filling, padded_axes
 from bnfold.rules.window.reduce import reduced_axes
 
 
@@ -37,6 +38,20 @@ class AveragePool(Pool):
         if not _counts_padding(site):
             return inner
         return Channels(1, np.where(inner.known == 0, 0.0, np.nan))
+
+
+@operator("Pad")
+class Pad(Operator):
+    """More positions, along other axes; what fills them has to be the channel's own value."""
+
+    why = Reason.PADDED_SHIFT
+
+    def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
+        inner, padded = only(given), padded_axes(site)
+        require(inner.axis not in padded, Reason.MIXED_AXES)
+        if not padded or site.attr("mode", "constant") != "constant":
+            return inner
+        return Channels(inner.axis, np.where(inner.known == filling(site), inner.known, np.nan))
 
 
 @operator("ReduceMean")

@@ -29,15 +29,21 @@ class Pad(Rule):
 
 
 def _checked(pad: Site, affine: Affine) -> Affine:
-    padded = _padded_axes(pad)
+    padded = padded_axes(pad)
     require(not padded & set(affine.sizes()), Reason.MIXED_AXES)
     if padded and pad.attr("mode", "constant") == "constant":
-        value = pad.const(2).exact.item() if pad.has(2) else pad.attr("value", 0.0)
+        value = filling(pad)
         require(bool(np.all(affine(value) == value)), Reason.PADDED_SHIFT)
     return affine
 
 
-def _padded_axes(pad: Site) -> set[int]:
+def filling(pad: Site) -> float:
+    """What a constant pad inserts."""
+    return float(pad.const(2).exact.item()) if pad.has(2) else pad.attr("value", 0.0)
+
+
+def padded_axes(pad: Site) -> set[int]:
+    """Along which axes positions are added or taken away."""
     pads = pad.ints(1, "pads") or []
     count = len(pads) // 2
     axes = pad.ints(3, "axes") or list(range(count))
