@@ -190,7 +190,7 @@ def _change(change: Change) -> dict[str, Any]:
     }
 
 
-def _header(name: str, const: Const) -> dict[str, Any]:
+def _header(name: str | None, const: Const) -> dict[str, Any]:
     return {"name": name, "dtype": const.dtype.name, "shape": list(const.shape)}
 
 

@@ -450,6 +450,23 @@ def test_shared_weight_with_another_reader() -> None:
     assert result.report.constant_bytes == WEIGHT.nbytes - 3 * BIAS.nbytes
 
 
+def test_long_chain_is_no_constant() -> None:
+    """What is made by more nodes in a row than any exporter writes is left to the run time."""
+    chain = [node("Identity", f"g{i}", f"g{i + 1}") for i in range(300)]
+    chain[-1].output[0] = "gamma"
+    original = model([*chain, conv(), norm()], {**rest("gamma"), "g0": SCALE})
+    assert_kept(original, Reason.NOT_CONSTANT)
+
+
+def test_cast_to_an_unknown_type_is_no_constant() -> None:
+    """Where nobody knows the type of the tensor that a constant is cast like, it is none."""
+    foreign = node("Mystery", "x", "like", domain="vendor")
+    original = model(
+        [foreign, node("CastLike", "g0 like", "gamma"), conv(), norm()], {**rest("gamma"), "g0": SCALE}
+    )
+    assert_kept(original, Reason.NOT_CONSTANT)
+
+
 def test_constant_that_is_a_graph_output() -> None:
     """A constant that the graph returns is returned as it was."""
     original = model([conv(), norm()], rest())

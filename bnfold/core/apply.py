@@ -30,8 +30,8 @@ class Change:
 
     node: str
     index: int
-    old: tuple[str, Const] | None
-    new: tuple[str, Const]
+    old: tuple[str | None, Const] | None
+    new: tuple[str | None, Const]
 
 
 Use = tuple[ir.Node, int]
@@ -162,7 +162,7 @@ class Writer:
         """Let a node read a new constant at an input, absent ones included."""
         const, tensor = made
         old = node.inputs[index] if index < len(node.inputs) else None
-        before = None if old is None else (old.name or "", self.view.constants.get(old))
+        before = None if old is None else (old.name, self.view.constants.get(old))
         name = f"{name_of(node)}_bias" if old is None else old.name
         new = self.constant(f"{name}_folded", const, tensor)
         if index >= len(node.inputs):
@@ -170,7 +170,7 @@ class Writer:
         node.replace_input_with(index, new)
         if old is not None:
             self.loose.append(old)
-        return Change(name_of(node), index, before, (new.name or "", const))
+        return Change(name_of(node), index, before, (new.name, const))
 
     def constant(self, name: str, const: Const, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a new initializer in the main graph, where every body can read it.
@@ -276,7 +276,7 @@ class Writer:
         _change_operator(node, made.left.op_type, made.left.attributes)
         self.loose.extend(value for value in old if value is not None and value is not data)
         return [
-            Change(name_of(node), 1 + i, None, (value.name or "", const))
+            Change(name_of(node), 1 + i, None, (value.name, const))
             for i, (value, (const, _)) in enumerate(zip(values, made.consts, strict=True))
         ]
 

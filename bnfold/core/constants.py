@@ -54,8 +54,8 @@ _GENERATORS = frozenset(
     ]
 )
 
-# Longer chains of generators than this are not written by any exporter.
-_MAX_DEPTH = 200
+# Longer chains of generators than this are not written by any exporter; each node of one takes five frames.
+_MAX_DEPTH = 100
 
 # Where a value keeps what its constant was rounded from, for the next pass to compute with.
 _UNROUNDED = "bnfold.unrounded"

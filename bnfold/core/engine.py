@@ -154,12 +154,9 @@ class Engine:
         passed = (node for node in plan.path if node not in absorbed and node not in plan.bypassed)
         through = tuple(describe(node) for node in passed)
         self.touched |= plan.touched() | set(plan.path)
-        rows = [self.rows[node] for node in plan.bypassed if node in self.rows]
-        if plan.seed in plan.restated and plan.seed in self.rows:
-            rows.append(self.rows[plan.seed])
         merged = bool(plan.restated) and not absorbed
-        if merged:
-            rows += [self.rows[node] for node in plan.restated if node in self.rows]
+        told = (plan.seed, *plan.bypassed, *(plan.restated if merged else ()))
+        rows = [self.rows[node] for node in told if node in self.rows]
         _, affine = self.view.read(plan.seed)
         name = name_of(plan.seed)
         copied = tuple(describe(node) for node in plan.copies)

@@ -59,7 +59,7 @@ def rebuild(writer: Writer, output: ir.Value, steps: Sequence[Step]) -> tuple[li
         for index, item in enumerate(step.inputs):
             if isinstance(item, Const):
                 value = writer.constant(f"{name}_input_{index}", *made[id(item)])
-                changes.append(Change(name, index, None, (value.name or "", item)))
+                changes.append(Change(name, index, None, (value.name, item)))
                 inputs.append(value)
             else:
                 inputs.append(nodes[item].outputs[0] if isinstance(item, int) else item)

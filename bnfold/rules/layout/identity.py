@@ -101,6 +101,11 @@ def dropout_in_old_opsets(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     return op.batch_norm(op.Dropout(op.Conv(x, op.weight(4, 3, 3, 3)), ratio=0.3))
 
 
+@folds(opset=7)
+def dropout_without_a_mode(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
+    return op.batch_norm(op.Dropout(op.Conv(x, op.weight(4, 3, 3, 3))))
+
+
 @refuses(Reason.DROPS)
 def dropout_in_training(op: Graph, x: Input = (1, 3, 6, 6)) -> Outputs:
     y = op.Conv(x, op.weight(4, 3, 3, 3))
