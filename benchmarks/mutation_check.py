@@ -261,7 +261,16 @@ def survives(mutant: Mutant) -> bool:
         source = mutated(source, mutant.place)
     name = ".".join(Path(mutant.path).with_suffix("").parts)
     sys.meta_path.insert(0, Replaced(name, source, path))
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-W", "ignore::pytest.PytestWarning"]
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--assert=plain",
+        "--tb=no",
+        "-W",
+        "ignore::pytest.PytestWarning",
+    ]
     for chosen in tests_for(mutant):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             # 5: no test was chosen, as for a file that registers no rule.
