@@ -8,8 +8,10 @@ the price of the reductions, and of the fusions they prevent, alone.
 
     python benchmarks/statistics_overhead.py [--pairs 31] [--write]
 
-Takes two to three minutes on an idle machine. With --write the seconds of every run go into
-docs/data/statistics_overhead.json, and the lines that are computed from them into docs/statistics.md.
+Takes two to three minutes on an idle machine. Not to be pinned to some of its processors: a default
+session starts a thread for each of all, which then wait for each other and flatter bnfold. With --write
+the seconds of every run go into docs/data/statistics_overhead.json, and the lines that are computed
+from them into docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def main() -> None:
         light.make("resnet50", path)
         images = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
         nets.append(compare("light ResNet-50", path, images, asked.pairs))
-    where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {processors()} cores"
+    cores = f"{processors()} of {os.cpu_count()} cores"
+    where = f"ONNX Runtime {ort.__version__}, load average {os.getloadavg()[0]:.1f} on {cores}"
     measured = {"where": where, "nets": nets}
     print(page(measured))
     if asked.write:
