@@ -44,6 +44,13 @@ def test_twice_the_nodes_are_twice_the_work(chain: Callable[[int], onnx.ModelPro
     assert large - middle < 2.2 * (middle - small)
 
 
+def test_twice_the_initializers_are_twice_the_work() -> None:
+    """Function calls of a fold of 1000, 2000 and 4000 initializers, a hundred to each node."""
+    calls(large_graphs.initializers(100))
+    small, middle, large = (calls(large_graphs.initializers(count)) for count in (1000, 2000, 4000))
+    assert large - middle < 2.2 * (middle - small)
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_shapes_are_inferred_once(
     chain: Callable[[int], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch

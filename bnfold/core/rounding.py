@@ -112,7 +112,8 @@ def _largest(
     for rows, exact in blocks(const):
         if into is not None:
             into[rows] = exact
-        parts.append(np.max(np.abs(of(exact, const.dtype.numpy())), axis=axes, keepdims=True, initial=0.0))
+        made = np.abs(of(exact, const.dtype.numpy()))
+        parts.append(made.max(axis=axes, keepdims=True, initial=0.0))
     if not parts or not const.shape or 0 in axes:
         return functools.reduce(np.maximum, parts, np.zeros(()))
     return np.concatenate(parts)
@@ -147,7 +148,8 @@ def _axes_within_channel(const: Const) -> tuple[int, ...]:
     are judged by themselves.
     """
     rank = len(const.shape)
-    varying = {axis + rank - const.edit.rank for axis in const.edit.linear.sizes()} if rank > 1 else set()
+    scale = const.edit.scale.shape if rank > 1 else ()
+    varying = {axis + rank - len(scale) for axis, size in enumerate(scale) if size > 1}
     return tuple(axis for axis in range(rank) if axis not in varying)
 
 

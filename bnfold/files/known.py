@@ -29,7 +29,7 @@ def check_known(messages: Iterable[Message], name: str) -> None:
         for field in _TEXTS[message.DESCRIPTOR.name]:
             value = getattr(message, field.name)
             texts = [value] if isinstance(value, (str, bytes)) else value
-            if any(not isinstance(each, str) for each in texts):
+            if not {str}.issuperset(map(type, texts)):
                 raise InvalidModelError(
                     f"{name} has a {kind} whose {field.name} is not UTF-8; export it again."
                 )

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from bnfold.core import external
 from bnfold.core.evaluate import literal
+from bnfold.core.garbage import uncollected
 from bnfold.core.graphs import graphs_of
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 from bnfold.files.sound import check
@@ -34,6 +35,11 @@ def from_proto(
     proto: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, name: str = "the model"
 ) -> ir.Model:
     """Convert a proto, which stays as it is; raises like ``load``."""
+    with uncollected():
+        return _converted(proto, base_dir, name)
+
+
+def _converted(proto: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, name: str) -> ir.Model:
     check(proto, name)
     try:
         model = ir.serde.deserialize_model(densified(proto, name))

@@ -12,6 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from bnfold import files
 from bnfold.core.engine import Fold
+from bnfold.core.garbage import uncollected
 from bnfold.core.view import View
 from bnfold.passes.inference import to_inference as convert
 from bnfold.passes.selection import Patterns, Selection
@@ -86,7 +87,7 @@ class RewritePass(InPlacePass):
         converted = convert(model) if self.to_inference else 0
         frozen = self.freeze_initializers and freeze(model)
         # What overflows float64, or is divided by zero, is refused where it would be stored.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), uncollected():
             self._done = self._rewrite(model)
         self.report.converted = converted
         self.report.constant_bytes = files.constant_bytes(model) - before

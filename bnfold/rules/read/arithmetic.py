@@ -27,7 +27,6 @@ class Arithmetic(Rule):
         require(node.is_const(0) != node.is_const(1), Reason.NOT_AFFINE)
         data = int(node.is_const(0))
         affine = self.map(node.const(1 - data).exact, data)
-        require(bool(np.all(np.isfinite(affine.scale + affine.shift))), Reason.NOT_FINITE)
         return data, broadcast(affine, node, data)
 
     def map(self, constant: Array, data: int) -> Affine:
