@@ -1,7 +1,7 @@
 """Blocks of linear branches, as their papers describe them, in the form in which they are trained.
 
-Every branch ends in a batch norm, and what is added passes one activation. The networks are two or three
-blocks, without a head.
+Every branch ends in a batch norm, and what is added passes one activation. The networks are two or four
+sums in a row, without a head.
 """
 
 from __future__ import annotations
