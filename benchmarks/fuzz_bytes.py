@@ -201,7 +201,7 @@ def _memory_folder() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def _reproduce(content: bytes) -> str:
+def reproduce(content: bytes) -> str:
     """What goes wrong with one file, or "" if nothing does."""
 
     def ask(pipe: int) -> None:
@@ -227,12 +227,12 @@ def _reproduce(content: bytes) -> str:
 
 def minimized(content: bytes) -> bytes:
     """Leave out whatever the failure does not need: list items and fields, then bytes of a broken message."""
-    wrong = _reproduce(content)
+    wrong = reproduce(content)
     try:
         proto = onnx.load_model_from_string(content)
     except Exception:
         return content
-    if _reproduce(proto.SerializeToString(deterministic=True)) != wrong:
+    if reproduce(proto.SerializeToString(deterministic=True)) != wrong:
         return content
     smaller = True
     while smaller:
@@ -242,7 +242,7 @@ def minimized(content: bytes) -> bytes:
             trial.CopyFrom(proto)
             for remove in itertools.islice(_parts(trial), position, position + 1):
                 remove()
-            if _reproduce(trial.SerializeToString(deterministic=True)) == wrong:
+            if reproduce(trial.SerializeToString(deterministic=True)) == wrong:
                 proto, smaller = trial, True
     return bytes(proto.SerializeToString(deterministic=True))
 

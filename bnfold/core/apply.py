@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bnfold.core.constants import Const
 from bnfold.core.leftover import Leftover, leftover
 from bnfold.core.plan import Blocked, Direction, Plan
-from bnfold.core.reasons import Refused
+from bnfold.core.reasons import Reason, Refused
 from bnfold.core.rounding import stored
 from bnfold.core.rule import Becomes
 from bnfold.core.view import View, name_of
@@ -83,7 +83,7 @@ class Writer:
 
         Raises:
             Blocked: ``OVERFLOWS``, ``PRECISION_LOST`` or ``NOT_FINITE`` if a new constant could
-                not be stored; the model is then untouched.
+                not be stored, ``NOT_FLOAT`` if its type is not known; the model is then untouched.
         """
         params = dict(self._params(plan))
         made = dict(self._leftovers(plan))
@@ -151,7 +151,8 @@ class Writer:
             dtype = self.view.facts.dtype(value)
             left = leftover(affine, value, self.view.facts, self.view.opset)
             assert left is not None, "the planner checks this"
-            assert dtype is not None, "only floating-point maps are read"
+            if dtype is None:
+                raise Blocked(Reason.NOT_FLOAT, value.producer(), value)
             consts = [Const(array.shape, dtype, array) for array in left.constants]
             try:
                 yield value, Made(left, [(const, stored(const)) for const in consts])
@@ -215,7 +216,8 @@ class Writer:
     def _constants_of(self, node: ir.Node, becomes: Becomes) -> Iterator[dict[int, _Stored]]:
         """Round the constants of what a node becomes, and of what comes then."""
         dtype, then = self.view.facts.dtype(node.outputs[0]), becomes.then
-        assert dtype is not None, "only floating-point maps are read"
+        if dtype is None:
+            raise Blocked(Reason.NOT_FLOAT, node)
         for each in (becomes,) if then is None else (becomes, then):
             consts = {index: Const(array.shape, dtype, array) for index, array in each.constants.items()}
             try:

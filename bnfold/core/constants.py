@@ -305,6 +305,7 @@ def dequantized(node: ir.Node, inputs: Sequence[Const | None]) -> Const:
     stored, scale, zero = (*inputs, None, None, None)[:3]
     if stored is None or scale is None:
         raise Refused(Reason.NOT_CONSTANT)
+    require(not any(each.is_ref() for each in node.attributes.values()), Reason.IN_FUNCTION)
     axis, block = (node.attributes.get_int(name, given) for name, given in (("axis", 1), ("block_size", 0)))
     factor = per_element(scale, stored.shape, axis, block)
     shift = -factor * (0.0 if zero is None else per_element(zero, stored.shape, axis, block))
