@@ -1,10 +1,11 @@
 """Fold every export of a folder, verify it, and compare its latency with the original's and its twin's.
 
-    python benchmarks/exporters/measure.py CACHE [--only NAME] [--seconds 4] [--peers]
+    python benchmarks/exporters/measure.py CACHE [--only NAME] [--seconds 4] [--batch 8] [--peers]
 
 Every export is one entry of results.json, written at once; what is there is not measured again (delete the
 entry, or the file, for that). One thread, ONNX Runtime at full optimization, interleaved by ``bnfold.bench``;
-the floor is the twin of ``benchmarks/twin.py``, the same graph without its affine nodes. ``--peers`` adds
+the floor is the twin of ``benchmarks/twin.py``, the same graph without its affine nodes. ``--batch`` adds
+the same latencies on more images at a time to entries that lack them. ``--peers`` adds
 every optimizer of ``benchmarks/peers.py``, alone and with bnfold behind it, to the entries that lack them. An
 export takes about four times ``--seconds``, and twice as long again for each peer.
 """
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--only", default="", help="only exports whose name contains this")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each comparison")
+    parser.add_argument("--batch", type=int, help="images at a time, beside the one of the table")
     parser.add_argument("--peers", action="store_true")
     asked = parser.parse_args()
     for path in sorted([*asked.cache.glob("*.onnx"), *asked.cache.glob("*.failed")]):
@@ -53,7 +55,15 @@ def main() -> None:
             print(path.name, flush=True)
             entry = failed(path) if path.suffix == ".failed" else measured(path, asked.seconds)
             write(path.stem, entry)
-        if asked.peers and "peers" not in entry and "failure" not in entry:
+        if "failure" in entry:
+            continue
+        batches = entry.get("batches", {})
+        if asked.batch and str(asked.batch) not in batches:
+            print(path.name, "with batches of", asked.batch, flush=True)
+            batches[str(asked.batch)] = in_batches(path, asked.batch, asked.seconds)
+            entry = {**entry, "batches": batches}
+            write(path.stem, entry)
+        if asked.peers and "peers" not in entry:
             print(path.name, "and peers", flush=True)
             write(path.stem, {**entry, "peers": against_peers(path, asked.seconds)})
 
@@ -96,6 +106,18 @@ def measured(path: Path, seconds: float) -> dict[str, Any]:
         }
 
 
+def in_batches(path: Path, batch: int, seconds: float) -> dict[str, list[float]]:
+    """The fold's latency over that of the original and of the twin, on ``batch`` images at a time."""
+    with TemporaryDirectory() as folder:
+        folded, floor = Path(folder) / "folded.onnx", Path(folder) / "twin.onnx"
+        bnfold.fold(path).save(folded)
+        files.save(twin.twin(path)[0], floor)
+        return {
+            "original": ratio(path, folded, seconds, batch),
+            "twin": ratio(floor, folded, seconds, batch),
+        }
+
+
 def stays(report: bnfold.Report) -> dict[str, int]:
     """How many maps stay, by the reasons for it; not those that are in their place."""
     left = [row for row in report.rows if row.status == "kept" and row.per_channel]
@@ -103,13 +125,13 @@ def stays(report: bnfold.Report) -> dict[str, int]:
     return dict(Counter(", ".join(names) for names in reasons if "DENSE_BIAS" not in names))
 
 
-def ratio(first: Path, second: Path, seconds: float) -> list[float]:
+def ratio(first: Path, second: Path, seconds: float, batch: int = 1) -> list[float]:
     """The second model's latency over the first's: low, estimate and high of the 95 % interval.
 
     A busy machine may not fit enough runs into the time for an interval; then it gets more, up to eightfold.
     """
     for factor in (1, 2, 4, 8):
-        report = bnfold.bench(first, second, seconds=factor * seconds, width=0.01)
+        report = bnfold.bench(first, second, batch=batch, seconds=factor * seconds, width=0.01)
         time = report.to_dict()["cases"][0]["comparisons"][0]["time"]
         if time["low"] is not None:
             return [round(time[name], 4) for name in ("low", "estimate", "high")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ models (weights of initialization, parameters drawn, statistics from training-mo
   missed by the whole interval: slower than the original, or more than 1.03 times the twin.
 """
 
+_BATCHES = """
+## Several images at a time
+
+Affine nodes read and write whole tensors and compute little, so they cost the more the less of a tensor the
+processor's caches hold.
+
+| network | exporter | images | / original | / twin |
+|---|---|---|---|---|"""
+
 _PEERS = """
 ## With other optimizers
 
@@ -49,7 +59,8 @@ the optimizer alone. Where bnfold found nothing to do there is no ratio.
 
 def page(results: dict[str, Any]) -> str:
     """The page for these results."""
-    return "\n".join([_INTRO, *_exporters(), *_table(results), *_failures(results), *_peers(results)]) + "\n"
+    sections = (_exporters(), _table(results), _failures(results), _batches(results), _peers(results))
+    return "\n".join([_INTRO, *chain.from_iterable(sections)]) + "\n"
 
 
 def _exporters() -> Iterator[str]:
@@ -81,6 +92,16 @@ def _failures(results: dict[str, Any]) -> Iterator[str]:
     if failed:
         yield "\nNot exported:\n"
         yield from (f"* {name}: {reason}" for name, reason in failed.items())
+
+
+def _batches(results: dict[str, Any]) -> Iterator[str]:
+    rows = [(name, *row) for name, entry in results.items() for row in entry.get("batches", {}).items()]
+    if rows:
+        yield _BATCHES
+    for name, batch, found in rows:
+        network, exporter = name.split(".", 1)
+        speed = f"{_ratio(found['original'], 1.0)} | {_ratio(found['twin'], 1.03)}"
+        yield f"| {network} | {exporter} | {batch} | {speed} |"
 
 
 def _peers(results: dict[str, Any]) -> Iterator[str]:
