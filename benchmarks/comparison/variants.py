@@ -199,7 +199,8 @@ def _own_code() -> str:
     """A digest of all code that decides what bnfold makes of a model."""
     digest = hashlib.sha256()
     package, here = Path(bnfold.__file__).parent, Path(__file__).parent
-    made = [*(package / "core").rglob("*.py"), *(package / "rules").rglob("*.py"), package / "folding.py"]
+    rooms = ("core", "rules", "branches", "pruning", "passes")
+    made = [path for room in rooms for path in (package / room).rglob("*.py")]
     checks = [
         here.parent / "twin.py",
         *(here / f"{name}.py" for name in ("variants", "executed", "reference")),
