@@ -6,7 +6,7 @@ A mutant is one change of one expression in ``bnfold/core`` or ``bnfold/rules``:
 arithmetic operator, a boolean, a number, a condition or a statement that is left out. A mutant is drawn by
 a hash of the seed and of what it changes, so that changing one function draws no other mutants elsewhere.
 Each runs in a fork of this process, which has loaded everything but bnfold, with the tests that a mutant
-of its room is most likely to fail first, until one fails; one that runs for three times as long as the
+of its room is most likely to fail first, until one fails; one that computes three times as long as the
 unchanged code counts as noticed. Results are kept as they come, so that the script goes on where it was
 stopped; --survivors asks the survivors again, after new tests. With --write the page docs/mutation.md gets
 the figures and every survivor, each with what ``results/mutation_explained.json`` says of it.
@@ -24,8 +24,9 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
-import signal
+import resource
 import sys
 import time
 from collections import Counter
@@ -279,27 +280,23 @@ def survives(mutant: Mutant) -> bool:
     return True
 
 
-def outcome(mutant: Mutant, timeout: float) -> str:
-    """Fork, and wait for the verdict: "survived", "killed" or "timeout"."""
+def outcome(mutant: Mutant, seconds: int) -> tuple[str, float]:
+    """Fork, and wait for the verdict: "survived", "killed" or "timeout", and the seconds of computing."""
     child = os.fork()
     if child == 0:
-        os.setsid()
         code = 1
         with contextlib.suppress(BaseException):
+            # Of the processor, not of the clock: how busy the machine is decides nothing.
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             code = 0 if survives(mutant) else 1
         os._exit(code)
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return "survived" if status == 0 else "killed"
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "timeout"
+    _, status, used = os.wait4(child, 0)
+    took = used.ru_utime + used.ru_stime
+    if os.WIFSIGNALED(status) and took >= seconds - 1:
+        return "timeout", took
+    return "survived" if status == 0 else "killed", took
 
 
 def preload() -> None:
@@ -334,7 +331,7 @@ def main() -> None:
 
     def judge(mutant: Mutant) -> None:
         if time.monotonic() < until:
-            what = outcome(mutant, longest[mutant.path[7:11]])
+            what, _ = outcome(mutant, longest[mutant.path[7:11]])
             if what == "survived":
                 print(mutant.name, flush=True)
             with lock:
@@ -349,15 +346,15 @@ def main() -> None:
         pages.write("mutation.md", "mutation_check", "\n".join(lines))
 
 
-def unchanged() -> dict[str, float]:
+def unchanged() -> dict[str, int]:
     """How long a mutant of each room may run: three times as long as the code as it is."""
     preload()
     longest = {}
     for room in ("core/plan.py", "rules/weights/conv.py"):
-        start = time.monotonic()
-        if outcome(Mutant(f"bnfold/{room}", -1, ""), TIMEOUT) != "survived":
+        what, took = outcome(Mutant(f"bnfold/{room}", -1, ""), TIMEOUT)
+        if what != "survived":
             sys.exit(f"the tests fail without any change of {room}: nothing could be told from them.")
-        longest[room[:4]] = 3 * (time.monotonic() - start)
+        longest[room[:4]] = math.ceil(3 * took)
     return longest
 
 
