@@ -284,6 +284,7 @@ def outcome(mutant: Mutant, seconds: int) -> tuple[str, float]:
     """Fork, and wait for the verdict: "survived", "killed" or "timeout", and the seconds of computing."""
     child = os.fork()
     if child == 0:
+        os.setsid()
         code = 1
         with contextlib.suppress(BaseException):
             # Of the processor, not of the clock: how busy the machine is decides nothing.
