@@ -458,6 +458,17 @@ def test_long_chain_is_no_constant() -> None:
     assert_kept(original, Reason.NOT_CONSTANT)
 
 
+def test_huge_generated_constant_is_none() -> None:
+    """What would be generated larger than any weight is left to the run time."""
+    op = Graph(17)
+    y = op.Mul(op.input("x", (6000, 6000)), op.Expand(op.const(2.0), op.ints(6000, 6000)))
+    assert op_types(bnfold.fold(op.finish([op.MatMul(y, op.weight(6000, 2))])).model) == [
+        "Expand",
+        "Mul",
+        "MatMul",
+    ]
+
+
 def test_cast_to_an_unknown_type_is_no_constant() -> None:
     """Where nobody knows the type of the tensor that a constant is cast like, it is none."""
     foreign = node("Mystery", "x", "like", domain="vendor")

@@ -90,6 +90,16 @@ def test_of_two_nodes_the_shift_stays(portable: bool) -> None:
     assert left(write, portable=portable) == {"Tanh": 1, "Add": 1, "Conv": 1, "Relu": 1}
 
 
+def test_of_two_nodes_the_shift_stays_in_front_of_an_activation() -> None:
+    """The same where the activation lets a scale pass and no shift: a LeakyRelu."""
+
+    def write(op: Graph) -> str:
+        y = op.Add(op.Mul(op.Tanh(image(op)), op.positive(3, 1, 1)), op.weight(3, 1, 1))
+        return str(op.Conv(op.LeakyRelu(y), op.weight(4, 3, 3, 3)))
+
+    assert left(write) == {"Tanh": 1, "Add": 1, "LeakyRelu": 1, "Conv": 1}
+
+
 def test_of_two_batch_norms_one_shift_stays() -> None:
     """A run of affine nodes in front of padding is one Add in the end."""
     nodes = left(lambda op: padded(op, op.batch_norm(op.batch_norm(op.Tanh(image(op))))))

@@ -17,6 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from truth import differences, feeds_for, graphs, largest, onnx_runtime, outputs_of, truth
 
 import bnfold
+from bnfold.core.affine import Affine
 from bnfold.core.example import Graph
 from bnfold.core.reasons import Reason, silenced
 
@@ -1194,6 +1195,25 @@ def test_long_way(above: bool) -> None:
         return op.Mul(y, op.positive(3, 1, 1)) if above else conv(op, y)
 
     assert count(bnfold.fold(written(write)).model)["Mul"] == 0
+
+
+@pytest.mark.parametrize(("layers", "adds"), [(20, 1), (21, 2)])
+def test_shift_in_front_of_many_layers(layers: int, adds: int) -> None:
+    """A shift is handed on through twenty layers without bias to a home behind them, and no further."""
+
+    def write(op: Graph) -> str:
+        y = op.Add(op.Sigmoid(op.input("x", (1, 2, 2))), op.weight(2))
+        for _ in range(layers):
+            y = op.MatMul(y, op.const(np.eye(2)[::-1]))
+        return op.Sigmoid(op.Add(y, op.weight(2)))
+
+    assert count(bnfold.fold(written(write), merge=False).model)["Add"] == adds
+
+
+def test_maps_of_different_sizes_differ() -> None:
+    """Two maps of which one varies along an axis by more places than the other are not the same."""
+    assert Affine.of(np.ones((1, 3))).same(Affine.of(1.0))
+    assert not Affine.of(np.ones((1, 3))).same(Affine.of(np.ones((1, 4))))
 
 
 def test_nothing_to_do() -> None:

@@ -244,6 +244,17 @@ def test_dequantized_constants_are_read_as_onnx_runtime_does() -> None:
         np.testing.assert_allclose(const.exact, array, rtol=1e-6)
 
 
+def test_integers_without_a_scale() -> None:
+    """Integers that are dequantized as they are, and turned around behind that, are no less a weight."""
+    op = Graph(17)
+    held = op.DequantizeLinear(op.integers(3, 5), op.const(1.0))
+    y = op.MatMul(op.input("x", ("N", 5)), op.Transpose(held))
+    model = op.finish([op.Mul(y, op.const(0.5))])
+    folded = bnfold.fold(model).model
+    assert [node.op_type for node in folded.graph.node] == ["DequantizeLinear", "Transpose", "MatMul"]
+    assert not differences(model, folded, feeds_for(model))
+
+
 def test_integers_are_restored() -> None:
     """``unfold`` gives back the quantized model, bit for bit."""
     op = Graph(17)

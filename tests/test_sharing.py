@@ -107,6 +107,21 @@ def test_one_multiplication_per_element(channels: int, copied: bool) -> None:
     assert left(write).get("BatchNormalization", 0) == (not copied)
 
 
+@pytest.mark.parametrize("weight_first", [False, True])
+@pytest.mark.parametrize(("width", "copied"), [(32, True), (33, False)])
+def test_few_multiplications_altogether(width: int, copied: bool, weight_first: bool) -> None:
+    """A dense layer of at most 64·64 multiplications costs what a batch norm costs."""
+
+    def write(op: Graph) -> Sequence[str]:
+        if weight_first:
+            y = op.MatMul(op.weight(width, 128), op.input("x", (128, 1)))
+        else:
+            y = op.MatMul(op.input("x", (1, 128)), op.weight(128, width))
+        return op.Sigmoid(op.Mul(y, op.weight(width, 1) if weight_first else op.weight(width))), op.Tanh(y)
+
+    assert left(write).get("Mul", 0) == (not copied)
+
+
 # ---------------------------------------------------------------- equal maps
 
 

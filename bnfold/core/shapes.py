@@ -103,8 +103,6 @@ def infer(model: ir.Model) -> Facts:
         implied = dict(_implied(model, facts))
         if not implied:
             break
-        for info in [info for info in skeleton.graph.value_info if info.name in implied]:
-            skeleton.graph.value_info.remove(info)
         outputs = {info.name: info for info in skeleton.graph.output}
         for name, info in implied.items():
             if name in outputs:
