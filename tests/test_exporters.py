@@ -94,6 +94,27 @@ def test_other_noops_stay() -> None:
     assert found == {"Identity": 2, "Cast": 2, "Conv": 1, "Transpose": 2, "Sigmoid": 1}
 
 
+@pytest.mark.parametrize(
+    ("there", "back", "undone"),
+    [
+        (None, None, True),
+        ([0, 2, 3, 1], [0, 3, 1, 2], True),
+        (None, [3, 2, 0, 1], False),
+        ([3, 2, 0, 1], None, False),
+    ],
+)
+def test_transpositions_that_undo_each_other(
+    there: list[int] | None, back: list[int] | None, undone: bool
+) -> None:
+    """Without ``perm`` all axes turn around; only what comes back to the first order goes."""
+    op = Graph(17)
+    first, second = ({} if perm is None else {"perm": perm} for perm in (there, back))
+    y = op.Transpose(op.Conv(op.input("x", (1, 3, 6, 6)), op.weight(3, 3, 1, 1)), **first)
+    y = op.Transpose(op.Mul(op.Mul(y, op.const(2.0)), op.const(0.5)), **second)
+    _, found = counted(op, op.Sigmoid(y))
+    assert found == {"Conv": 1, "Sigmoid": 1, **({} if undone else {"Transpose": 2})}
+
+
 def test_noops_with_other_readers_stay() -> None:
     """A cast whose result something else reads did not only stand around the map."""
     op = Graph(17)

@@ -97,7 +97,7 @@ class Affine:
         """
         wanted = axis % self.rank if self.rank else 0
         require(set(self.sizes()) <= {wanted}, Reason.MIXED_AXES)
-        vectors = self.scale.reshape(-1), self.shift.reshape(-1)
+        vectors = self.scale.ravel(), self.shift.ravel()
         require(all(len(vector) in (1, size) for vector in vectors), Reason.MIXED_AXES)
         return np.broadcast_to(vectors[0], size), np.broadcast_to(vectors[1], size)
 

@@ -60,9 +60,7 @@ def _narrowed(
 
 def _skip(writer: Writer, node: ir.Node, source: ir.Value) -> list[Use]:
     """Remove a node whose output is ``source``; a name that the model came with outlives a new one."""
-    output = node.outputs[0]
-    better = writer.is_given(output) and not writer.is_given(source)
-    return writer.skip(node, source, takes_name=better or output.is_graph_output())
+    return writer.skip(node, source, takes_name=writer.is_given(node.outputs[0]))
 
 
 def _is_noop(view: View, node: ir.Node) -> bool:
@@ -79,8 +77,6 @@ def _undoes(view: View, node: ir.Node, first: ir.Node) -> bool:
     if not all(each.op_type == "Transpose" and view.site(each).version for each in (node, first)):
         return False
     there, back = (list(each.attributes.get_ints("perm", ())) for each in (first, node))
-    if not there and not back:
-        return True  # both reverse the axes
     return len(there) == len(back) and [there[axis] for axis in back] == list(range(len(there)))
 
 
