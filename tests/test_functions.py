@@ -278,6 +278,11 @@ def on_a_weight(op: Graph) -> str:
     return op.batch_norm(op.Conv(image(op), op.Identity(op.weight(3, 3, 1, 1))), channels=3)
 
 
+def on_statistics(op: Graph) -> str:
+    y = op.Conv(image(op), op.weight(3, 3, 1, 1))
+    return op.BatchNormalization(y, op.Identity(op.positive(3)), *(op.positive(3) for _ in range(3)))
+
+
 def on_stored_integers(op: Graph) -> str:
     weight = op.DequantizeLinear(op.integers(3, 3, 1, 1), op.const(0.1))
     return op.batch_norm(op.Conv(image(op), weight), channels=3)
@@ -301,6 +306,7 @@ def between_layers(op: Graph) -> str:
     ("op_type", "write", "inner"),
     [
         ("Identity", on_a_weight, node("Sin", "a", "z")),
+        ("Identity", on_statistics, node("Sin", "a", "z")),
         ("DequantizeLinear", on_stored_integers, helper.make_node("Cast", ["a"], ["z"], to=1)),
         ("Identity", behind_a_map, node("Sin", "a", "z")),
         ("Transpose", around_two_maps, node("Sin", "a", "z")),
@@ -312,6 +318,17 @@ def test_function_named_like_a_neighbour(op_type: str, write: Any, inner: NodePr
     model = written(write)
     model.functions.append(function(op_type, ["a", "b"], [inner], domain=""))
     assert op_type in count(fold(model, runs=False).model)
+
+
+@pytest.mark.parametrize(("columns", "transposed"), [(4, 0), (3, 1)])
+def test_shapes_behind_others(columns: int, transposed: int) -> None:
+    """Behind an operator that nobody knows, weights say how many channels and axes there are."""
+    op = Graph(17)
+    x = op.node("Mystery", op.input("x", None), domain="vendor")
+    image, matrix = op.Conv(x, op.weight(5, 3, 1, 1)), op.Gemm(x, op.weight(3, 4), transB=transposed)
+    model = ir.serde.deserialize_model(op.finish([image, matrix]))
+    shapes = [infer(model).shape(output) for output in model.graph.outputs]
+    assert shapes == [(None, 5, None, None), (None, columns)]
 
 
 @pytest.mark.parametrize("domain", ["", "vendor"])

@@ -479,6 +479,17 @@ def test_maps_that_cannot_be_read_are_reported() -> None:
     assert reasons == [("Mul", [Reason.OVERRIDABLE]), ("Add", [Reason.NOT_FINITE])]
 
 
+def test_arithmetic_of_tensors_is_not_reported() -> None:
+    """A product of two tensors is no map that cannot be read, in an unknown version of Mul either."""
+
+    def write(op: Graph) -> str:
+        y = op.Sigmoid(image(op))
+        return op.Mul(op.Mul(y, op.Tanh(y)), op.const(2.0))
+
+    rows = bnfold.fold(written(write, opset=6)).report.rows
+    assert [[refusal.reason for refusal in row.refusals] for row in rows] == [[Reason.UNKNOWN_VERSION]]
+
+
 @pytest.mark.parametrize("opset", [7, 8])
 def test_initializers_are_inputs_before_ir_version_4(opset: int) -> None:
     """There a listed initializer is a constant like any other, and a fresh one is listed, too."""

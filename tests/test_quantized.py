@@ -247,11 +247,11 @@ def test_dequantized_constants_are_read_as_onnx_runtime_does() -> None:
 def test_integers_without_a_scale() -> None:
     """Integers that are dequantized as they are, and turned around behind that, are no less a weight."""
     op = Graph(17)
-    held = op.DequantizeLinear(op.integers(3, 5), op.const(1.0))
-    y = op.MatMul(op.input("x", ("N", 5)), op.Transpose(held))
-    model = op.finish([op.Mul(y, op.const(0.5))])
+    held = op.DequantizeLinear(op.integers(3, 5, 1, 1), op.const(1.0))
+    y = op.Conv(op.input("x", ("N", 3, 4, 4)), op.Transpose(held, perm=[1, 0, 2, 3]))
+    model = op.finish([op.batch_norm(y, channels=5, positive=True)])
     folded = bnfold.fold(model).model
-    assert [node.op_type for node in folded.graph.node] == ["DequantizeLinear", "Transpose", "MatMul"]
+    assert [node.op_type for node in folded.graph.node] == ["DequantizeLinear", "Transpose", "Conv"]
     assert not differences(model, folded, feeds_for(model))
 
 

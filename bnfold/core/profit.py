@@ -77,7 +77,9 @@ def _multiplies_little(view: View, node: ir.Node, held: set[int]) -> bool:
     assert value is not None
     weight = view.constants.get(value).shape
     channels = shape[1] if node.op_type == "Conv" else shape[-1 if index else -2]
-    taps = prod(weight) // channels if isinstance(channels, int) and channels else prod(weight)
+    if not isinstance(channels, int):
+        return False
+    taps = prod(weight) // max(1, channels)
     sizes = [dim for dim in shape if isinstance(dim, int)]
     return taps == 1 or (len(sizes) == len(shape) and prod(sizes) * taps <= _FEW_MULTIPLICATIONS)
 

@@ -80,7 +80,7 @@ def stored(const: Const) -> ir.TensorProtocol:
         require(bool(np.isfinite(largest).all()), Reason.NOT_FINITE)
         if largest.max(initial=0.0) > info.max:
             require(bool(np.isfinite(_largest(const, _round)).all()), Reason.OVERFLOWS)
-        if ((largest > 0) & (largest < info.tiny)).any():
+        if (largest < info.tiny).any():
             lost = _largest(const, lambda exact, dtype: exact - _round(exact, dtype))
             kept = (largest >= info.tiny) | (lost <= 2 * info.eps * largest)
             require(bool(kept.all()), Reason.PRECISION_LOST)

@@ -151,9 +151,10 @@ class _Up:
             require(not value.is_graph_output(), Reason.GRAPH_OUTPUT)
             require(value.graph is self.plan.seed.graph, Reason.SUBGRAPH)
             require(node is not None, Reason.GRAPH_INPUT)
-        undone = bool(others) and self._take_the_inverse(others, affine)
-        with at(others[0][0] if others else None, value):
-            require(not others, Reason.INVERSE_FOR_SIBLINGS if undone else Reason.OTHER_READER)
+        if others:
+            undone = self._take_the_inverse(others, affine)
+            with at(others[0][0], value):
+                require(False, Reason.INVERSE_FOR_SIBLINGS if undone else Reason.OTHER_READER)
 
     def _others(self, value: ir.Value, affine: Affine, readers: list[Use]) -> list[Use]:
         """Who still reads the tensor as it is; of a reader that is copied, the copy does."""
