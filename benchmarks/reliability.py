@@ -120,8 +120,15 @@ def _huge(figures: dict[str, Any]) -> str:
     return (
         f"\nA model of {figures['gibibytes']} GiB, loaded and saved by onnx_ir and folded by bnfold, median "
         f"of {figures['rounds']} rounds in turns; bnfold takes {middle} times as long ({low} to {high}).\n\n"
-        "| | time | peak memory |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+        "| | time | peak memory |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n" + _map(figures)
     )
+
+
+def _map(figures: dict[str, Any]) -> str:
+    if "map" not in figures:
+        return ""
+    once = figures["map"]
+    return f"\nWith `--map`, once: {once['seconds']} s and {once['megabytes']} MB.\n"
 
 
 def _large(figures: dict[str, Any]) -> str:

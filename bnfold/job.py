@@ -129,12 +129,12 @@ def run(path: Path, order: Order) -> Outcome:
     changed = folding(model).modified
     outcome.report = folding.report
     # Before the model, which may take the input's place: nothing is replaced that has no way back.
-    written = None if original is None else json.dumps(provenance(folding.folds, original, model), indent=1)
+    way_back = None if original is None else provenance(folding.folds, original, model)
     if target is not None:
-        _deliver(path, target, model if changed else None, order, outcome, written, folding.flattened)
+        _deliver(path, target, model if changed else None, order, outcome, way_back, folding.flattened)
         outcome.output = target
     else:
-        _write_map(order, written)
+        _write_map(order, way_back)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -153,10 +153,11 @@ def check_map(where: Path | None, force: bool, *models: Path | None) -> None:
         raise OutputError(f"{where} exists; pass -f to replace it or choose another name with --map.")
 
 
-def _write_map(order: Order, written: str | None) -> None:
-    if order.map_file is not None and written is not None:
-        with files.staged(order.map_file) as temporary:
-            temporary.write_text(written + "\n")
+def _write_map(order: Order, way_back: Mapping[str, Any] | None) -> None:
+    if order.map_file is not None and way_back is not None:
+        with files.staged(order.map_file) as temporary, temporary.open("w") as file:
+            json.dump(way_back, file, indent=1)
+            file.write("\n")
 
 
 def _target(path: Path, order: Order) -> Path:
@@ -179,13 +180,13 @@ def _deliver(
     model: ir.Model | None,
     order: Order,
     outcome: Outcome,
-    written: str | None,
+    way_back: Mapping[str, Any] | None,
     flattened: Mapping[str, Sequence[int]],
 ) -> None:
     """Write what was folded (or the file as it was), proven before it takes its place."""
     if model is None and target == path:
         outcome.bytes_after = outcome.bytes_before
-        _write_map(order, written)
+        _write_map(order, way_back)
         return
     if model is not None and order.verify and outcome.bytes_before > _LARGE:
         _announce(path, outcome.bytes_before, order)
@@ -203,7 +204,7 @@ def _deliver(
         if model is not None and order.verify:
             order.say(f"verifying {target.name}")
             _prove(path, temporary, order, outcome, flattened)
-        _write_map(order, written)
+        _write_map(order, way_back)
 
 
 def _announce(path: Path, size: int, order: Order) -> None:
