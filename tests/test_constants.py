@@ -469,6 +469,17 @@ def test_huge_generated_constant_is_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("op_type", ["Unsqueeze", "DequantizeLinear"])
+def test_operator_without_its_input_makes_no_constant(op_type: str) -> None:
+    """An empty name where an operator needs an input is nothing that could be computed with."""
+    op = Graph(17)
+    inputs = ("", op.ints(0)) if op_type == "Unsqueeze" else (op.integers(3, 5), "")
+    y = op.MatMul(op.input("x", ("N", 3)), op.node(op_type, *inputs))
+    report = bnfold.fold(op.finish([op.batch_norm(y, channels=5)])).report
+    assert not report.changed
+    assert [row.status for row in report.rows] == ["kept"]
+
+
 def test_cast_to_an_unknown_type_is_no_constant() -> None:
     """Where nobody knows the type of the tensor that a constant is cast like, it is none."""
     foreign = node("Mystery", "x", "like", domain="vendor")
