@@ -238,12 +238,17 @@ def dense_bias(op: Graph) -> str:
     return op.Sigmoid(op.Add(op.MatMul(op.input("x", ("N", 4)), op.weight(4, 3)), op.weight(3)))
 
 
-@hazard(Reason.FUSED_BY_RUNTIME, "down", "Mul")
-def layer_norm_tail(op: Graph) -> str:
+def normalized(op: Graph) -> str:
+    """A decomposed LayerNormalization, up to γ."""
     x = op.input("x", ("N", 5, 4))
     centred = op.Sub(x, op.ReduceMean(x, axes=[-1]))
     spread = op.Sqrt(op.ReduceMean(op.Mul(centred, centred), axes=[-1]))
-    return op.MatMul(op.Mul(op.Div(centred, spread), op.weight(4)), op.weight(4, 6))
+    return str(op.Mul(op.Div(centred, spread), op.weight(4)))
+
+
+@hazard(Reason.FUSED_BY_RUNTIME, "down", "Mul")
+def layer_norm_tail(op: Graph) -> str:
+    return op.MatMul(normalized(op), op.weight(4, 6))
 
 
 @hazard(Reason.FUSED_BY_RUNTIME, "down", "Mul")
@@ -784,6 +789,17 @@ def test_a_reader_that_leads_nowhere_keeps_nothing() -> None:
     assert Counter(node.op_type for node in folded.graph.node) == {"Gemm": 1}
     assert not bnfold.fold(folded).report.changed
     assert not differences(model, folded, feeds_for(model, SIZES))
+
+
+def test_what_stands_behind_a_layer_norm_folds() -> None:
+    """γ and β are part of what a runtime recognizes; a scale behind them goes into the next layer."""
+
+    def write(op: Graph) -> str:
+        y = op.Mul(op.Add(normalized(op), op.weight(4)), op.weight(4))
+        return op.MatMul(y, op.weight(4, 6))
+
+    found = count(fold(written(write)).model)
+    assert (found["Mul"], found["Add"], found["MatMul"]) == (2, 1, 1)
 
 
 # ---------------------------------------------------------------- leftovers

@@ -344,6 +344,15 @@ def test_channels_of_large_weights_are_judged_whole(axis: int) -> None:
     np.testing.assert_array_equal(rounding.stored(const).numpy(), const.exact.astype(np.float16))
 
 
+@pytest.mark.parametrize("kind", [ir.DataType.FLOAT8E4M3FN, ir.DataType.BOOL])
+def test_other_types_are_not_written(kind: ir.DataType) -> None:
+    """No fold rounds to a type of so few values, or of none that could be rounded to."""
+    const = Const.stored(ir.tensor(np.ones(3, kind.numpy()), kind)).mapped(affine.Affine.of(1.5))
+    with pytest.raises(Refused) as refused:
+        rounding.stored(const)
+    assert refused.value.reason is Reason.NOT_FLOAT
+
+
 def test_power_of_two_below_the_normal_numbers() -> None:
     """A subnormal weight that is exact loses nothing, and is folded."""
     original = conv_norm("float16", [[2.0**-10]], gamma=2.0**-10, epsilon=0.0)
