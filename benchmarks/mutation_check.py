@@ -344,6 +344,7 @@ def main() -> None:
     lines = report(mutants, known, stored(EXPLAINED))
     print("\n".join(lines))
     if asked.write:
+        keep({mutant.name: known[mutant.name] for mutant in mutants if mutant.name in known})
         pages.write("mutation.md", "mutation_check", "\n".join(lines))
 
 

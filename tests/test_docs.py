@@ -41,6 +41,16 @@ def test_branches_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     assert script["pages"].shown("branches.md", "branches") == script["table"](known).strip()
 
 
+def test_every_surviving_mutant_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``docs/mutation.md`` lists the mutants that no test noticed, each with why that is no gap."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "mutation_check.py"))
+    known, explained = script["stored"](script["DATA"]), script["stored"](script["EXPLAINED"])
+    page = (ROOT / "docs" / "mutation.md").read_text(encoding="utf-8")
+    for name in (name for name, what in known.items() if what == "survived"):
+        assert f"* `{name}`: {explained[name]}\n" in page
+
+
 def _words(text: str) -> list[str]:
     """The text without figures and rules, which differ from run to run and from machine to machine."""
     return re.sub(r"\d+(\.\d+)*(e-\d+)?|─+", "#", text).split()
