@@ -839,7 +839,7 @@ def _slice(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
         step = g.random.choice([1, 1, 2, -1, -2]) if g.opset >= 10 else 1
         end = start + step * count
         shape[axis] = len(range(start, max(-1, min(end, n)), step))
-        end = end - n if 0 <= end < n and g.maybe(0.3) else end if end >= 0 else -100
+        end = end - n if 0 <= end < n and g.maybe(0.3) else end if end >= 0 else -n - 100
         rows.append(
             (start - n if g.maybe(0.3) else start, end, axis - x.rank if g.maybe(0.3) else axis, step)
         )

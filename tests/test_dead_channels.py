@@ -156,6 +156,11 @@ CUT: dict[str, tuple[Write, tuple[Any, ...], dict[str, list[list[int]]]]] = {
         {"Conv": [[1, 3, 3, 3], [2, 3, 3, 3], [2, 6, 1, 1]]},
     ),
     "through a Flatten": (flat, ("N", 3, 8, 8), {"Conv": [[2, 3, 3, 3]], "Gemm": [[5, 32]]}),
+    "into a bias that is a row": (
+        lambda op, x: op.Gemm(op.Flatten(block(op, x, 3, 4, [1])), op.weight(256, 5), op.weight(1, 5)),
+        ("N", 3, 8, 8),
+        {"Conv": [[3, 3, 3, 3]], "Gemm": [[192, 5]]},
+    ),
     "through a Reshape that names the size": (
         lambda op, x: op.Gemm(op.Reshape(block(op, x, 3, 4, [0]), op.ints(-1, 4 * 64)), op.weight(256, 3)),
         ("N", 3, 8, 8),

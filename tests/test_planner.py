@@ -602,6 +602,18 @@ def test_skip() -> None:
     assert count(fold_partly(model, only="batchnorm*", skip=last).model)["BatchNormalization"] == 1
 
 
+def test_no_op_that_went_late_holds_nothing_up() -> None:
+    """An identity that only goes at the end keeps no copy of a layer from being worth its node."""
+
+    def write(op: Graph) -> tuple[str, str]:
+        dense = op.Gemm(op.input("x", (2, 4)), op.weight(4, 2), op.weight(2))
+        y = op.Identity(op.Add(dense, op.weight(2)))
+        return op.Div(op.Add(y, y), op.weight(2)), op.Tanh(y)
+
+    op = Graph(17)
+    assert count(fold(op.finish(list(write(op)))).model) == {"Gemm": 2, "Tanh": 1, "Add": 1}
+
+
 def test_skipped_node_in_the_way() -> None:
     """No map passes a node that is to be left alone."""
 

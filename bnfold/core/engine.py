@@ -89,9 +89,10 @@ class Engine:
         while more:
             while any(self._until_nothing_moves(writer, walks) and walks is not _HOMES for walks in stages):
                 pass  # what a later stage moved may let an earlier one move more
-            tidy(self.view, writer)
+            more = tidy(self.view, writer)
             writer.sweep()
-            more, writer.freed = writer.freed, False  # readers that led nowhere keep nothing any more
+            # Neither a no-op nor a reader that led nowhere keeps anything any more.
+            more, writer.freed = more or writer.freed, False
         report.rows = [row for row in self.rows.values() if row.name]
         report.nodes_after = self.view.operators()
         return report

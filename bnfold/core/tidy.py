@@ -12,15 +12,16 @@ from bnfold.core.apply import Use, Writer
 from bnfold.core.view import View
 
 
-def tidy(view: View, writer: Writer) -> None:
-    """Remove the no-ops around every map that the writer took out."""
-    gaps, writer.gaps = writer.gaps, []
+def tidy(view: View, writer: Writer) -> bool:
+    """Remove the no-ops around every map that the writer took out; says whether there was any."""
+    gaps, writer.gaps, found = writer.gaps, [], False
     if gaps:
         _trim(view)
     for value, uses in gaps:
-        gap: tuple[ir.Value, list[Use]] | None = (value, uses)
+        gap = _narrowed(view, writer, value, uses)
         while gap is not None:
-            gap = _narrowed(view, writer, *gap)
+            gap, found = _narrowed(view, writer, *gap), True
+    return found
 
 
 def _trim(view: View) -> None:

@@ -159,8 +159,8 @@ def selected(const: Const, axis: int, keep: Mask) -> Const:
 
 
 def shifted(const: Const, shift: Array) -> Const:
-    """A vector with something added; unrounded."""
-    total = np.broadcast_to(const.exact, shift.shape) + shift
+    """A bias, which may broadcast, with something added; unrounded."""
+    total = const.exact + shift
     return Const(total.shape, const.dtype, total)
 
 
