@@ -884,3 +884,12 @@ def test_tied_embedding_is_written_twice() -> None:
     result = bnfold.fold(op.finish([op.MatMul(op.Softmax(y), op.Transpose(table))]))
     assert [node.op_type for node in result.model.graph.node] == ["Gather", "Softmax", "Transpose", "MatMul"]
     assert result.report.constant_bytes == 4 * (8 * 4 - 2 * 4)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.COMPLEX64, TensorProto.COMPLEX128])
+def test_complex_constant_is_none(dtype: int) -> None:
+    """A complex constant has no place in float64: nothing is read from it, and nothing of it is lost."""
+    op = Graph(17)
+    y = op.Identity(op.Identity(op.input("x", (1, 4, 5, 5))))
+    model = op.finish([op.node("Mul", op.node("FromAfar", y, domain="far"), op.const([1 + 2j], dtype))])
+    assert not bnfold.fold(model).report.changed

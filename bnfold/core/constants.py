@@ -60,6 +60,9 @@ _MAX_DEPTH = 100
 # Where a value keeps what its constant was rounded from, for the next pass to compute with.
 _UNROUNDED = "bnfold.unrounded"
 
+# What float64 cannot hold is no constant to any rule.
+_NO_REALS = {ir.DataType.STRING, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}
+
 # A constant that would be generated larger than this is taken as computed at run time.
 _MAX_BYTES = 1 << 28
 
@@ -251,7 +254,7 @@ class Constants:
 
     def _tensor(self, value: ir.Value, depth: int) -> ir.TensorProtocol:
         tensor = value.const_value if value.is_initializer() else self._generate(value, depth)
-        if tensor is None or tensor.dtype == ir.DataType.STRING:
+        if tensor is None or tensor.dtype in _NO_REALS:
             raise Refused(Reason.NOT_CONSTANT)
         return tensor
 

@@ -76,7 +76,8 @@ def _can_be_inlined(model: ir.Model, function: ir.Function) -> bool:
 def _is_plain(call: ir.Node, function: ir.Function) -> bool:
     kinds = {attribute.type for attribute in call.attributes.values()}
     named = len(call.outputs) == len(function.outputs) and all(out.name for out in call.outputs)
-    return named and not kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+    fits = len(call.inputs) <= len(function.inputs)
+    return named and fits and not kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
 def _calls(model: ir.Model, function: ir.Function) -> Iterator[ir.Node]:
