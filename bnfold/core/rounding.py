@@ -125,15 +125,21 @@ def blocks(const: Const) -> Iterator[tuple[Any, Array]]:
     if not const.shape:
         yield (), np.asarray(edit(const.base))
         return
-    step = max(1, _BLOCK * const.shape[0] // max(1, prod(const.shape)))
-    for start in range(0, const.shape[0], step):
-        rows = slice(start, start + step)
-        block = const.rows(start, start + step).astype(np.float64)
+    for rows, base in stored_blocks(const):
+        block = base.astype(np.float64)
         if edit.scales:
             block *= _rows(edit.scale, const.rank, rows)
         if edit.shifts:
             block += _rows(edit.shift, const.rank, rows)
         yield rows, block
+
+
+def stored_blocks(const: Const) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """The values that are stored, before any map, some rows at a time; a constant with at least one axis."""
+    step = max(1, _BLOCK * const.shape[0] // max(1, prod(const.shape)))
+    for start in range(0, const.shape[0], step):
+        rows = slice(start, start + step)
+        yield rows, const.rows(start, start + step)
 
 
 def _rows(array: Array, rank: int, rows: slice) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.core.affine import Array
 from bnfold.core.constants import Const
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.rounding import blocks
+from bnfold.core.rounding import blocks, stored_blocks
 from bnfold.core.site import Site
 from bnfold.pruning.operator import (
     Channels,
@@ -69,7 +69,7 @@ class Layer(Operator):
         """Whether any input gets no weight at all, or any output has none."""
         weight = site.const(1)
         scaled = not weight.edit.shifts and bool(weight.edit.scale.all())
-        if scaled and not weight.on_disk and weight.base.all():
+        if scaled and all(stored.all() for _, stored in stored_blocks(weight)):
             return False
         used = self.used(site)
         return not (used.any(axis=0).all() and used.any(axis=1).all())
