@@ -4,7 +4,8 @@
 
 takes a minute: every step of writing is made to fail in turn, and the public models in onnx are
 folded. Longer runs are read from what they wrote: ``fuzz_bytes.py --state``, ``huge.py --json``,
-``large_graphs.py --json``; and what ``wheel.sh`` and ``floors.sh`` print, from files it was put in.
+``large_graphs.py --json``; and what ``wheel.sh`` and ``floors.sh`` print, from files it was put in. A
+fuzzing run with another seed is added to those before.
 Without options the page is written from docs/data/reliability.json alone.
 """
 
@@ -17,6 +18,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +77,25 @@ def fuzzed(path: Path) -> dict[str, Any]:
     }
 
 
+def whole(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """All fuzzing runs together."""
+    made: dict[str, Any] = {"files": 0, "hours": 0.0, "passing": []}
+    counts: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    for run in runs:
+        made = {name: made[name] + run.get(name, type(made[name])()) for name in made}
+        counts += Counter(run["counts"])
+        failures += Counter(run["failures"])
+    return {**made, "counts": counts, "failures": failures}
+
+
 def page(data: dict[str, Any]) -> str:
     """The part of the page that is made of figures."""
     rows = [("what was tried", "how often", "what was lost")]
     words = {"full": "a full disk", "interrupted": "an interruption", "killed": "a killed process"}
     for act, number in data["faults"].items():
         rows.append((f"{words[act]} at every step of writing", f"{number} steps", "nothing"))
-    run = data["fuzz"]
+    run = whole(data["fuzz"].values())
     theirs = sum(number for what, number in run["failures"].items() if what.startswith("onnx"))
     typed = sum(number for what, number in run["counts"].items() if what.endswith("Error"))
     fine = run["counts"].get("folded", 0) + run["counts"].get("unchanged", 0)
@@ -199,7 +213,9 @@ def main(fuzz: Path | None, huge: Path | None, large: Path | None, logs: Path | 
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     data = json.loads(DATA.read_text()) if DATA.exists() else {}
     if fuzz is not None:
-        data |= {"fuzz": fuzzed(fuzz), "faults": faults(), "public": public_models()}
+        seed = str(json.loads(fuzz.read_text())["seed"])
+        data |= {"faults": faults(), "public": public_models()}
+        data["fuzz"] = data.get("fuzz", {}) | {seed: fuzzed(fuzz)}
     if huge is not None:
         data["huge"] = json.loads(huge.read_text())
     if large is not None:

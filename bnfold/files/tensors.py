@@ -58,14 +58,30 @@ def _misfit(tensor: onnx.TensorProto, dtype: ir.DataType, count: int) -> str:
         if dtype == ir.DataType.STRING:
             return "holds strings as raw bytes"
         held, wanted = len(tensor.raw_data), -(-count * dtype.bitwidth // 8)
-        return "" if held == wanted else f"holds {held} bytes where its shape needs {wanted}"
+        return (
+            f"holds {held} bytes where its shape needs {wanted}"
+            if held != wanted
+            else _surplus(tensor, dtype)
+        )
     field = _FIELD_OF.get(tensor.data_type, "int32_data")
     held, wanted = len(getattr(tensor, field)), count
     if dtype != ir.DataType.STRING and dtype.bitwidth < 8:
         wanted = -(-count * dtype.bitwidth // 8)
     elif tensor.data_type in _COMPLEX:
         wanted = 2 * count
-    return "" if held == wanted else f"holds {held} values where its shape needs {wanted}"
+    return (
+        f"holds {held} values where its shape needs {wanted}" if held != wanted else _surplus(tensor, dtype)
+    )
+
+
+def _surplus(tensor: onnx.TensorProto, dtype: ir.DataType) -> str:
+    """What is wrong behind the last value of a type that fills no whole bytes, or ""."""
+    if dtype != ir.DataType.STRING and dtype.bitwidth == 6:
+        try:
+            ir.serde.deserialize_tensor(tensor).numpy()
+        except ValueError as error:
+            return f"is packed wrongly ({error})"
+    return ""
 
 
 def _misplaced(tensor: onnx.TensorProto, dtype: ir.DataType) -> str:
