@@ -67,7 +67,8 @@ def fuzzed(path: Path) -> dict[str, Any]:
     state = json.loads(path.read_text())
     failures = {what: [base64.b64decode(each) for each in held] for what, held in state["failures"].items()}
     kept = {what: len(contents) for what, contents in failures.items()}
-    passing = [what for what, contents in failures.items() if not any(map(reproduce, contents))]
+    ours = {what: contents for what, contents in failures.items() if not what.startswith("onnx")}
+    passing = [what for what, contents in ours.items() if not any(map(reproduce, contents))]
     return {
         "files": state["next"],
         "hours": state["seconds"] / 3600,
@@ -120,7 +121,7 @@ def _failed(run: dict[str, Any], theirs: int) -> str:
     failed, passing = run["counts"].get("failed", 0), run.get("passing", [])
     if not failed:
         return "no failure"
-    mended = sum(run["failures"][what] for what in passing if not what.startswith("onnx"))
+    mended = sum(run["failures"][what] for what in passing)
     said = f"{failed} failed, at least {theirs} of them in onnx itself"
     return f"{said}; {mended} that were kept pass since bnfold was mended" if mended else said
 
