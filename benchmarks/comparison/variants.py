@@ -120,10 +120,10 @@ class Workshop:
         yield Variant(ORIGINAL)
         yield self._written(TWIN, lambda: twin.twin(self.subject.path)[0])
         ran = peers.optimize("bnfold --no-verify", self.subject.path, self.path(BNFOLD))
-        yield Variant(BNFOLD, ran.failure, seconds=ran.seconds, peak=ran.peak)
+        yield Variant(BNFOLD, self._told(ran.failure), seconds=ran.seconds, peak=ran.peak)
         for name in PEERS:
             ran = self._peer(name)
-            yield Variant(name, ran.failure, seconds=ran.seconds, peak=ran.peak)
+            yield Variant(name, self._told(ran.failure), seconds=ran.seconds, peak=ran.peak)
             if not ran.failure:
                 after = then_bnfold(name)
                 yield self._written(after, lambda name=name: bnfold.fold(self.path(name)).model)
@@ -145,8 +145,14 @@ class Workshop:
         try:
             files.save(make(), self.path(name))
         except Exception as error:
-            return Variant(name, f"{type(error).__name__}: {error}"[:200])
+            return Variant(name, self._told(f"{type(error).__name__}: {error}"))
         return Variant(name)
+
+    def _told(self, failure: str) -> str:
+        """A failure as the page tells it: with files by their names below the folders of one machine."""
+        for folder in (self.folder, self.subject.path.parent):
+            failure = failure.replace(f"{folder}/", "")
+        return failure[:200]
 
     def _checked(self, variant: Variant) -> Variant:
         if variant.failure:
@@ -159,7 +165,7 @@ class Workshop:
             outputs = session(path, "off").run(None, self._reference.feeds)
             variant.executed, variant.remaining = self._executed(path)
         except Exception as error:
-            variant.failure = f"ONNX Runtime: {str(error).splitlines()[0]}"[:200]
+            variant.failure = self._told(f"ONNX Runtime: {str(error).splitlines()[0]}")
             return variant
         if variant.name != TWIN:
             self._compare(variant, outputs)
