@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import light
 import onnx
+import rep_networks
 from peers import CACHE
 
 from . import patterns
@@ -44,7 +46,7 @@ class Subject:
 def subjects(folder: Path) -> list[Subject]:
     """All models that are there; those that are made are written to ``folder`` once."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [*_zoo(folder), *_digits(), *_others(folder), *_exports(), *_patterns(folder)]
+    return [*_zoo(folder), *_digits(), *_others(folder), *_exports(), *_branches(folder), *_patterns(folder)]
 
 
 def _zoo(folder: Path) -> Iterator[Subject]:
@@ -82,6 +84,17 @@ def _exports() -> Iterator[Subject]:
         exporter = path.stem.rpartition(".")[2]
         if not exporter.endswith(("-raw", "-static")):
             yield Subject(path.stem, f"exported by {exporter}", path)
+
+
+def _branches(folder: Path) -> Iterator[Subject]:
+    """Networks of branches as they are trained, where BNFOLD_TORCH_PYTHON names an interpreter with timm."""
+    given = os.environ.get("BNFOLD_TORCH_PYTHON")
+    for name, about in rep_networks.NETWORKS.items() if given else ():
+        path = folder / name / "training.onnx"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            subprocess.run([given, rep_networks.__file__, name, path.parent], check=True, timeout=900)
+        yield Subject(name, "networks of branches", path, about)
 
 
 def _patterns(folder: Path) -> Iterator[Subject]:
