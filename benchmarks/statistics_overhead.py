@@ -37,7 +37,8 @@ from bnfold import files
 from bnfold.statistics.data.ports import Feeds, ports_of
 from bnfold.statistics.data.sources import Arrays, Shard
 from bnfold.statistics.run.measure import Meter, Subject, Task
-from bnfold.statistics.run.session import Session, processors
+from bnfold.statistics.run.session import Session
+from bnfold.statistics.run.together import processors, together
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "docs" / "data" / "statistics_overhead.json"
@@ -80,7 +81,7 @@ def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> dict[str, An
     jobs: dict[str, Callable[[], object]] = {
         "measured": meter.sample,
         "default sessions": lambda: [opened.run(None, feeds) for feeds in batches()],
-        "the same arrangement": lambda: list(arranged.over(batches())),
+        "the same arrangement": lambda: list(together(arranged.run, batches(), processors())),
     }
     sizes = {"samples": len(data), "batch": len(next(batches())[port])}
     return {"name": name, **sizes, "seconds": interleaved(jobs, pairs)}

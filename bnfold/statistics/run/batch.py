@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,11 +23,13 @@ class Block:
 
     Attributes:
         feeds: what went in, by batch.
+        contents: a digest of that, by batch.
         readings: of every layer, by layer output.
         layers: what was measured, by layer output.
     """
 
     feeds: Sequence[Feeds]
+    contents: Sequence[bytes]
     readings: Mapping[str, Reading]
     layers: Mapping[str, Layer]
 
@@ -37,9 +39,14 @@ class Block:
         sizes = ([array.shape[0] for array in feeds.values() if array.ndim] for feeds in self.feeds)
         return sum(max(each, default=0) for each in sizes)
 
-    def doubtful(self, index: int) -> frozenset[str]:
-        """The layers whose moments rounding has spoilt in one batch, so that it has to run again."""
-        return frozenset(name for name, reading in self.readings.items() if not reading.sure[index])
+    @property
+    def doubtful(self) -> dict[int, frozenset[str]]:
+        """By batch, the layers whose moments rounding has spoilt, so that it has to run again."""
+        found: dict[int, set[str]] = {}
+        for name, reading in self.readings.items():
+            for index in np.flatnonzero(~reading.sure).tolist():
+                found.setdefault(index, set()).add(name)
+        return {index: frozenset(names) for index, names in found.items()}
 
     def moments(self, name: str) -> ChannelMoments:
         """The moments of one layer over all batches.
@@ -64,8 +71,10 @@ class Block:
             ) from error
 
 
-def add_content(digest: Any, feeds: Feeds) -> None:
-    """Add a batch to a digest of everything that was fed, which tells parts that hold the same."""
+def content(feeds: Feeds) -> bytes:
+    """A digest of one batch."""
+    digest = hashlib.sha256()
     for name, array in sorted(feeds.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(repr(array).encode() if array.dtype.kind == "O" else np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -20,10 +20,11 @@ from bnfold.statistics.data.sources import Shard, Source
 from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.layers import survey
 from bnfold.statistics.graph.rewrite import put
-from bnfold.statistics.run.batch import Block, Moments, add_content
+from bnfold.statistics.run.batch import Block, Moments, content
 from bnfold.statistics.run.instrument import instrument
 from bnfold.statistics.run.session import Session
 from bnfold.statistics.run.tap import Tap
+from bnfold.statistics.run.together import processors, together
 from bnfold.training import Running
 
 
@@ -106,6 +107,10 @@ def measure(task: Task) -> Sample:
     return Meter(task).sample()
 
 
+# A digest of what went into the model, and what came out of it.
+_Answer = tuple[bytes, list[Array]]
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A model that measures itself, in the runtime."""
@@ -114,12 +119,18 @@ class _Opened:
     taps: list[Tap]
     layers: Mapping[str, Layer]
 
-    def block(self, feeds: Sequence[Feeds], outputs: Sequence[Mapping[str, Array]]) -> Block:
-        readings = {name: reading for tap in self.taps for name, reading in tap.read(outputs).items()}
-        return Block(feeds, readings, self.layers)
+    def run(self, feeds: Feeds) -> _Answer:
+        return content(feeds), self.session.run(feeds)
 
-    def run(self, feeds: Feeds) -> Block:
-        return self.block([feeds], [self.session.run(feeds)])
+    def block(self, runs: Sequence[tuple[Feeds, _Answer]]) -> Block:
+        feeds, answers = zip(*runs, strict=True)
+        contents, outputs = zip(*answers, strict=True)
+        columns = dict(zip(self.session.names, zip(*outputs, strict=True), strict=True))
+        readings = {name: reading for tap in self.taps for name, reading in tap.read(columns).items()}
+        return Block(feeds, contents, readings, self.layers)
+
+    def alone(self, feeds: Feeds) -> Block:
+        return self.block([(feeds, self.run(feeds))])
 
 
 class Meter:
@@ -140,16 +151,15 @@ class Meter:
         """All batches, measured, in order; ``size`` of them at most at a time, 0 for what runs together."""
         batches = self._task.source.batches(self._ports, self._task.shard)
         for first in islice(batches, 1):
-            block = self._opened.run(first)
-            if doubtful := block.doubtful(0):  # these layers are measured another way from now on
+            block = self._opened.alone(first)
+            if doubtful := block.doubtful.get(0):  # these layers are measured another way from now on
                 self._opened = self._open(doubtful)
-                block = self._opened.run(first)
+                block = self._opened.alone(first)
             yield self._sure(block)
-        with closing(self._opened.session.over(batches)) as parts:
+        with closing(together(self._opened.run, batches, self._task.threads or processors())) as parts:
             for part in parts:
                 for start in range(0, len(part), size or len(part)):
-                    feeds, outputs = zip(*part[start : start + (size or len(part))], strict=True)
-                    yield self._sure(self._opened.block(feeds, outputs))
+                    yield self._sure(self._opened.block(part[start : start + (size or len(part))]))
 
     def sample(self) -> Sample:
         """All batches together."""
@@ -157,8 +167,7 @@ class Meter:
         merged: Moments = {}
         with closing(self.blocks()) as blocks:
             for block in blocks:
-                for feeds in block.feeds:
-                    add_content(digest, feeds)
+                digest.update(b"".join(block.contents))
                 samples += block.samples
                 made = {name: block.moments(name) for name in self._layers}
                 merged = {name: merged[name].merge(made[name]) for name in merged} or made
@@ -166,11 +175,10 @@ class Meter:
 
     def _sure(self, block: Block) -> Block:
         """A block, with every batch measured once more that rounding spoilt."""
-        for index, feeds in enumerate(block.feeds):
-            if doubtful := block.doubtful(index):
-                again = self._exact.run(feeds)
-                for name in doubtful:
-                    block.readings[name].replace(index, again.readings[name])
+        for index, doubtful in block.doubtful.items():
+            again = self._exact.alone(block.feeds[index])
+            for name in doubtful:
+                block.readings[name].replace(index, again.readings[name])
         return block
 
     @cached_property
@@ -182,4 +190,4 @@ class Meter:
         model = self._model.clone()
         layers = list(self._layers.values())
         taps = instrument(model, layers, training=self._task.training, exact=exact)
-        return _Opened(Session(model, self._task.threads), taps, self._layers)
+        return _Opened(Session(model), taps, self._layers)

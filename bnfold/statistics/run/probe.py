@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from bnfold.statistics.data.ports import Array
 from bnfold.statistics.graph.layer import Layer
-from bnfold.statistics.run.tap import Reading, Writer
+from bnfold.statistics.run.tap import Reading, Writer, rows
 
 # Types to reduce in; half precision, which squares overflow, is widened first.
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
@@ -35,17 +35,13 @@ class Probe:
     variance: str
     shape: str
 
-    def read(self, batches: Sequence[Mapping[str, Array]]) -> dict[str, Reading]:
+    def read(self, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Reading]:
         """See ``Tap``."""
-        channels = self.layer.mean.size
-        count = np.array([np.prod(each[self.shape]) // max(1, channels) for each in batches], np.int64)
-        mean, variance = (
-            np.array([each[name].reshape(-1) for each in batches], np.float64)
-            for name in (self.mean, self.variance)
-        )
+        count = np.stack(outputs[self.shape]).prod(axis=1) // max(1, self.layer.mean.size)
+        mean, variance = rows(outputs[self.mean]), rows(outputs[self.variance])
         for reduced in (mean, variance):
             reduced[count == 0] = 0.0  # the mean of nothing is NaN
-        return {self.layer.output: Reading(count, mean, variance, np.ones(len(batches), bool))}
+        return {self.layer.output: Reading(count, mean, variance, np.ones(len(count), bool))}
 
 
 @dataclass

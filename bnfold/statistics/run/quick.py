@@ -23,7 +23,7 @@ import onnx_ir as ir
 from bnfold.core.shapes import infer, opset_of
 from bnfold.statistics.data.ports import Array
 from bnfold.statistics.graph.layer import Layer
-from bnfold.statistics.run.tap import Reading, Writer
+from bnfold.statistics.run.tap import Reading, Writer, rows
 from bnfold.training.moments import Floats
 
 # By how much mean(y·y) may exceed the variance, which is by how much rounding to float32 grows.
@@ -71,10 +71,10 @@ class Quick:
     sums: str
     samples: str
 
-    def read(self, batches: Sequence[Mapping[str, Array]]) -> dict[str, Reading]:
+    def read(self, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Reading]:
         """See ``Tap``."""
-        samples = np.concatenate([each[self.samples] for each in batches])
-        sums = np.array([each[self.sums] for each in batches], np.float64)
+        samples = np.concatenate(outputs[self.samples])
+        sums = rows(outputs[self.sums])
         first, squares = np.hsplit(sums / np.maximum(samples, 1)[:, None], 2)
         center, bias, gain = self._maps
         with np.errstate(all="ignore"):

@@ -41,8 +41,13 @@ class Reading:
 class Tap(Protocol):
     """Outputs that were added to a model to measure layers."""
 
-    def read(self, batches: Sequence[Mapping[str, Array]]) -> dict[str, Reading]:
-        """The moments of each layer's input, by layer output, from what the model returned per batch."""
+    def read(self, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Reading]:
+        """The moments of each layer's input, by layer output, from what the model returned for each batch."""
+
+
+def rows(arrays: Sequence[Array]) -> Floats:
+    """What the model returned for B batches, in float64 of shape (B, ·)."""
+    return np.concatenate(arrays, axis=None, dtype=np.float64).reshape(len(arrays), -1)
 
 
 class Writer:
