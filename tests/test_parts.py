@@ -125,3 +125,18 @@ def test_promised_tensor_keeps_its_map() -> None:
         return y, padded(op, y)
 
     assert left(write)["BatchNormalization"] == 1
+
+
+# ---------------------------------------------------------------- one part meets another map
+
+
+def test_scale_down_while_shift_meets_a_map() -> None:
+    """The padded layer takes the scale, and the Mul on one branch of the sum the shift: one node fewer."""
+
+    def write(op: Graph) -> str:
+        y = op.Mul(op.Tanh(image(op)), op.weight(3, 1, 1))
+        return padded(op, op.batch_norm(op.Add(y, op.Sigmoid("x"))))
+
+    others = {"Tanh": 1, "Sigmoid": 1, "Add": 1, "Conv": 1, "Relu": 1}
+    assert left(write) == others | {"BatchNormalization": 1}
+    assert left(write, portable=True) == others | {"Mul": 1, "BatchNormalization": 1}

@@ -43,6 +43,7 @@ _MEETING: dict[Direction, Walk] = {
     Direction.MERGE: merge,
     Direction.UP: partial(go_up, meeting=True),
     Direction.DOWN: partial(go_down, meeting=True),
+    Direction.SPLIT: partial(split, meeting=True),
 }
 
 

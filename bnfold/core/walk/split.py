@@ -24,9 +24,9 @@ from bnfold.core.walk.up import go_up, send_up
 Way = Callable[[], Plan]
 
 
-def split(view: View, seed: ir.Node) -> Plan:
+def split(view: View, seed: ir.Node, meeting: bool = False) -> Plan:
     """Plan to send one part of the map of ``seed`` up and one down; raises like ``go_up``."""
-    return _first(_ways(view, seed), seed)
+    return _first(_ways(view, seed, meeting), seed)
 
 
 def leave_shift(view: View, seed: ir.Node) -> Plan:
@@ -43,11 +43,11 @@ def _first(ways: Iterator[Way], seed: ir.Node) -> Plan:
     raise Blocked(Reason.NO_GAIN, seed)
 
 
-def _ways(view: View, seed: ir.Node) -> Iterator[Way]:
+def _ways(view: View, seed: ir.Node, meeting: bool) -> Iterator[Way]:
     with at(seed):
         _, affine = view.read(seed)
     for first, second in _parts(affine):
-        yield lambda first=first, second=second: _both_ways(view, seed, first, second)  # type: ignore[misc]
+        yield lambda first=first, second=second: _both_ways(view, seed, first, second, meeting)  # type: ignore[misc]
 
 
 def _ways_to_stay(view: View, seed: ir.Node) -> Iterator[Way]:
@@ -67,9 +67,9 @@ def _parts(affine: Affine) -> Iterator[tuple[Affine, Affine]]:
             yield Affine.of(1.0, affine.shift / affine.scale), affine.linear
 
 
-def _both_ways(view: View, seed: ir.Node, first: Affine, second: Affine) -> Plan:
-    plan = send_up(view, Plan(seed, Direction.SPLIT, bypassed=[seed]), seed, first)
-    return plan.joined(send_down(view, Plan(seed, Direction.SPLIT), seed.outputs[0], second))
+def _both_ways(view: View, seed: ir.Node, first: Affine, second: Affine, meeting: bool) -> Plan:
+    plan = send_up(view, Plan(seed, Direction.SPLIT, meeting=meeting, bypassed=[seed]), seed, first)
+    return plan.joined(send_down(view, Plan(seed, Direction.SPLIT, meeting=meeting), seed.outputs[0], second))
 
 
 def _may_stay(view: View, seed: ir.Node, run: list[ir.Node], walk: Callable[[View, ir.Node], Plan]) -> bool:
