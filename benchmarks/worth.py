@@ -1,12 +1,12 @@
 """Measure what ``bnfold/core/profit.py`` decides: each rewrite against the graph it would replace.
 
 Both graphs run in ONNX Runtime, CPU, one thread, all optimizations, in turn in random order; the ratio
-of each pair is one sample, and the interval of the median is the distribution-free one from order
-statistics. A ratio above 1 means that the rewrite is faster.
+of the processor time of each pair is one sample, and the interval of the median is the distribution-free
+one from order statistics. A ratio above 1 means that the rewrite is faster.
 
-    python benchmarks/worth.py [--pairs 41] [--write]
+    python benchmarks/worth.py [--pairs 101] [--write]
 
-With --write the tables go into docs/worth.md. It takes about two minutes.
+With --write the tables go into docs/worth.md. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Write = Callable[[Graph, str], str]
 Case = tuple[str, Shape, Write, Write]
 
 
-def conv(channels: int, width: int, kernel: int, group: int = 1, pad: bool = True) -> Write:
+def conv(channels: int, width: int, kernel: int, group: int = 1, rank: int = 4) -> Write:
     """A convolution whose output is as large as its input."""
-    pads = [kernel // 2 if pad else 0] * 4
+    sides, pads = [kernel] * (rank - 2), [kernel // 2] * 2 * (rank - 2)
     return lambda op, x: op.Conv(
-        x, op.weight(channels, width, kernel, kernel), op.weight(channels), pads=pads, group=group
+        x, op.weight(channels, width, *sides), op.weight(channels), pads=pads, group=group
     )
 
 
@@ -82,47 +82,80 @@ def sharing() -> list[Case]:
     return [(n, shape, shared(make, c, False), shared(make, c, True)) for n, shape, make, c in SHARED]
 
 
-def padded(before: str, channels: int, size: int, kernel: int, form: str) -> Write:
-    """An activation, a map with a shift, a padded convolution and a Relu.
+def bare(op: Graph, x: str) -> str:
+    """The input itself."""
+    return x
 
-    The map is a BatchNormalization, or its scale went into the weights and its shift stays as an Add in
-    front, or its shift stays as an Add of a constant for every position behind.
+
+def activated(channels: int, rank: int) -> Write:
+    """A pointwise convolution and a Relu."""
+    layer = conv(channels, channels, 1, rank=rank)
+    return lambda op, x: op.Relu(layer(op, x))
+
+
+def residual(channels: int, rank: int) -> Write:
+    """The sum of two pointwise convolutions."""
+    layer = conv(channels, channels, 1, rank=rank)
+    return lambda op, x: op.Add(layer(op, x), layer(op, x))
+
+
+def pooled(channels: int, rank: int) -> Write:
+    """The largest values of what a pointwise convolution and a Relu make."""
+    layer, window = activated(channels, rank), {"kernel_shape": [3, 3], "pads": [1] * 4}
+    return lambda op, x: op.MaxPool(layer(op, x), **window)
+
+
+def padded(before: Write, shape: Shape, form: str) -> Write:
+    """A producer, a map with a shift, a convolution 3×3 that pads, and a Relu.
+
+    The map is a BatchNormalization or a Mul and an Add; or its scale went into the weights, and its shift
+    stays as an Add in front, or as an Add of a constant for every position behind.
     """
+    channels, sizes = shape[1], shape[2:]
+    layout = (channels, *[1] * len(sizes))
 
     def write(op: Graph, x: str) -> str:
-        y = op.node(before, x) if before else x
+        y = before(op, x)
         if form == "batch norm":
             y = op.batch_norm(y, channels=channels)
+        elif form == "mul and add":
+            y = op.Add(op.Mul(y, op.positive(*layout)), op.weight(*layout))
         elif form == "add in front":
-            y = op.Add(y, op.weight(channels, 1, 1))
-        y = conv(channels, channels, kernel)(op, y)
+            y = op.Add(y, op.weight(*layout))
+        y = conv(32, channels, 3, rank=len(shape))(op, y)
         if form == "add behind":
-            y = op.Add(y, op.weight(1, channels, size, size))
+            y = op.Add(y, op.weight(1, 32, *sizes))
         return str(op.Relu(y))
 
     return write
 
 
-PADDED = [
-    ("32×56×56", 32, 56, 3),
-    ("64×28×28", 64, 28, 3),
-    ("128×14×14", 128, 14, 3),
-    ("256×7×7", 256, 7, 3),
-    ("16×112×112", 16, 112, 5),
+PADDED: list[tuple[str, Shape, Write]] = [
+    ("input", (1, 3, 112, 112), bare),
+    ("input", (1, 64, 28, 28), bare),
+    ("Conv, Relu", (1, 3, 112, 112), activated(3, 4)),
+    ("Conv, Relu", (1, 8, 56, 56), activated(8, 4)),
+    ("Conv, Relu", (1, 16, 56, 56), activated(16, 4)),
+    ("Conv, Relu", (1, 64, 28, 28), activated(64, 4)),
+    ("Conv, Relu", (1, 256, 7, 7), activated(256, 4)),
+    ("Conv + Conv", (1, 16, 56, 56), residual(16, 4)),
+    ("Conv + Conv", (1, 64, 28, 28), residual(64, 4)),
+    ("Conv, Relu, MaxPool", (1, 64, 28, 28), pooled(64, 4)),
+    ("Conv, Relu", (1, 64, 128), activated(64, 3)),
+    ("Conv, Relu", (1, 32, 8, 8, 8), activated(32, 5)),
 ]
 
 
-def padding(form: str) -> list[Case]:
-    """A batch norm in front of a padded convolution against one of the exact forms without it."""
+def padding(before: str, after: str) -> list[Case]:
+    """One form of a map in front of a padded convolution against another."""
     return [
         (
-            f"{before or 'input'} → {name}, {kernel}×{kernel}",
-            (1, c, size, size),
-            padded(before, c, size, kernel, "batch norm"),
-            padded(before, c, size, kernel, form),
+            f"{name} → {'×'.join(map(str, shape[1:]))}",
+            shape,
+            padded(made, shape, before),
+            padded(made, shape, after),
         )
-        for before in ("", "Relu")
-        for name, c, size, kernel in PADDED
+        for name, shape, made in PADDED
     ]
 
 
@@ -141,34 +174,41 @@ def ratio(case: Case, pairs: int) -> tuple[float, float, float]:
     _, shape, before, after = case
     runs: list[Any] = [session(write, shape) for write in (before, after)]
     feeds = {"x": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    start = time.perf_counter()
+    start = time.thread_time()
     for run in runs:
         run.run(None, feeds)
-    once = (time.perf_counter() - start) / 2
+    once = (time.thread_time() - start) / 2
     repeats = max(3, min(400, int(_SECONDS / once)))
     samples = []
     for _ in range(pairs):
         times = [0.0, 0.0]
         for which in random.sample(range(2), 2):
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(repeats):
                 runs[which].run(None, feeds)
-            times[which] = time.perf_counter() - start
+            times[which] = time.thread_time() - start
         samples.append(times[0] / times[1])
     return statistics.median(samples), *_median_interval(sorted(samples))
 
 
 SECTIONS: dict[str, Callable[[], list[Case]]] = {
     "A copy of the layer instead of a batch norm on a shared tensor": sharing,
-    "In front of padding: an Add in front instead of the batch norm": lambda: padding("add in front"),
-    "In front of padding: an Add of a constant for every position behind": lambda: padding("add behind"),
+    "In front of padding: an Add in front instead of a BatchNormalization": lambda: padding(
+        "batch norm", "add in front"
+    ),
+    "In front of padding: a BatchNormalization instead of Mul and Add": lambda: padding(
+        "mul and add", "batch norm"
+    ),
+    "In front of padding: an Add of a constant for every position behind": lambda: padding(
+        "batch norm", "add behind"
+    ),
 }
 
 
 def main() -> None:
     """Print one table per judgement."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=41)
+    parser.add_argument("--pairs", type=int, default=101)
     parser.add_argument("--write", action="store_true", help="put the result into docs/worth.md")
     asked = parser.parse_args()
     lines: list[str] = []

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from test_planner import count, fold, image, written
+from test_planner import count, fold, image, refusals, written
 
 from bnfold.core.example import Graph
+from bnfold.core.reasons import Reason
 
 Write = Callable[[Graph], str | Sequence[str]]
 
@@ -17,8 +18,16 @@ def left(write: Write, **options: bool) -> dict[str, int]:
     return dict(count(fold(written(write), **options).model))
 
 
-def padded(op: Graph, x: str) -> str:
-    return str(op.Relu(op.Conv(x, op.weight(4, 3, 3, 3), pads=[1, 1, 1, 1])))
+def padded(op: Graph, x: str, channels: int = 3) -> str:
+    return str(op.Relu(op.Conv(x, op.weight(4, channels, 3, 3), pads=[1, 1, 1, 1])))
+
+
+def counted(op: Graph, x: str) -> str:
+    return str(op.AveragePool(x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1))
+
+
+def images(op: Graph, channels: int) -> str:
+    return str(op.input("x", (2, channels, 4, 4)))
 
 
 # ---------------------------------------------------------------- two directions
@@ -53,41 +62,63 @@ def test_parts_are_reported() -> None:
 # ---------------------------------------------------------------- in front of, and behind padding
 
 
-def test_shift_stays_in_front_of_padding() -> None:
-    """The weights take the scale; the shift stays as an Add, one node for one node."""
-    result = fold(written(lambda op: padded(op, op.batch_norm(op.Tanh(image(op))))))
-    assert count(result.model) == {"Tanh": 1, "Add": 1, "Conv": 1, "Relu": 1}
-    (row,) = result.report.rows
-    assert row.status == "folded"
-    assert not row.refusals
-    assert [name.rpartition(" ")[2] for name in row.leaves] == ["(Add)"]
+@pytest.mark.parametrize("portable", [True, False])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_batch_norm_stays_in_front_of_padding(channels: int, portable: bool) -> None:
+    """One node is not worth another: the batch norm stays, and says why."""
+
+    def write(op: Graph) -> str:
+        return padded(op, op.batch_norm(op.Tanh(images(op, channels)), channels=channels), channels)
+
+    result = fold(written(write), portable=portable)
+    assert not result.report.changed
+    assert refusals(result)["down"] is Reason.PADDED_SHIFT
 
 
-def test_shift_stays_behind_counted_padding() -> None:
-    """Behind a pool that counts its padding the shift stays, and the scale goes up."""
+def test_batch_norm_stays_behind_counted_padding() -> None:
+    """The same behind a pool that counts its padding, although the layer in front could take the scale."""
 
     def write(op: Graph) -> str:
         y = op.Conv(image(op), op.weight(3, 3, 1, 1))
-        pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
-        return str(op.Sigmoid(op.batch_norm(op.AveragePool(y, **pads))))
+        return str(op.Sigmoid(op.batch_norm(counted(op, y))))
+
+    result = fold(written(write))
+    assert not result.report.changed
+    assert refusals(result)["up"] is Reason.PADDED_SHIFT
+
+
+def test_shift_stays_behind_counted_padding() -> None:
+    """Of two nodes behind such a pool the shift stays, and the scale goes up."""
+
+    def write(op: Graph) -> str:
+        y = counted(op, op.Conv(image(op), op.weight(3, 3, 1, 1)))
+        return str(op.Sigmoid(op.Add(op.Mul(y, op.weight(3, 1, 1)), op.weight(3, 1, 1))))
 
     assert left(write) == {"Conv": 1, "AveragePool": 1, "Add": 1, "Sigmoid": 1}
 
 
-def test_nothing_stays_where_portable() -> None:
-    """One node for one node helps no runtime in particular: portable leaves the batch norm alone."""
-    write = lambda op: padded(op, op.batch_norm(op.Tanh(image(op))))  # noqa: E731
-    assert left(write, portable=True)["BatchNormalization"] == 1
-
-
-@pytest.mark.parametrize("portable", [True, False])
-def test_of_two_nodes_the_shift_stays(portable: bool) -> None:
-    """Where scale and shift are two nodes, the scale's goes, and the shift's is restated."""
+@pytest.mark.parametrize(
+    ("channels", "portable", "kept"),
+    [(7, False, "Add"), (8, False, "BatchNormalization"), (8, True, "Add")],
+)
+def test_of_two_nodes_one_stays(channels: int, portable: bool, kept: str) -> None:
+    """A batch norm of both where a runtime has a layout for it; else the shift, and its scale goes."""
 
     def write(op: Graph) -> str:
-        return padded(op, op.Add(op.Mul(op.Tanh(image(op)), op.weight(3, 1, 1)), op.weight(3, 1, 1)))
+        y = op.Mul(op.Tanh(images(op, channels)), op.weight(channels, 1, 1))
+        return padded(op, op.Add(y, op.weight(channels, 1, 1)), channels)
 
-    assert left(write, portable=portable) == {"Tanh": 1, "Add": 1, "Conv": 1, "Relu": 1}
+    assert left(write, portable=portable) == {"Tanh": 1, kept: 1, "Conv": 1, "Relu": 1}
+
+
+def test_of_two_nodes_that_are_no_batch_norm_the_shift_stays() -> None:
+    """One map for all channels, as images are scaled, is no batch norm."""
+
+    def write(op: Graph) -> str:
+        y = op.Sub(op.Div(images(op, 16), op.const(127.5)), op.const(1.0))
+        return padded(op, y, 16)
+
+    assert left(write) == {"Add": 1, "Conv": 1, "Relu": 1}
 
 
 def test_of_two_nodes_the_shift_stays_in_front_of_an_activation() -> None:
@@ -110,21 +141,34 @@ def test_scale_of_zero_cannot_leave_its_shift() -> None:
     """A channel that is multiplied by zero is its shift alone, which no shift in front can make."""
 
     def write(op: Graph) -> str:
-        gamma = op.const(np.array([1.0, 0.0, 2.0]))
-        y = op.BatchNormalization(op.Tanh(image(op)), gamma, *(op.positive(3) for _ in range(3)))
-        return padded(op, y)
+        y = op.Mul(op.Tanh(image(op)), op.const(np.array([[[1.0]], [[0.0]], [[2.0]]])))
+        return padded(op, op.Add(y, op.weight(3, 1, 1)))
 
-    assert left(write)["BatchNormalization"] == 1
+    assert left(write) == {"Tanh": 1, "BatchNormalization": 1, "Conv": 1, "Relu": 1}
 
 
 def test_promised_tensor_keeps_its_map() -> None:
-    """The batch norm's result is an output: no part of it goes anywhere."""
+    """What lies between the two nodes is an output: no part of them goes anywhere."""
 
     def write(op: Graph) -> Sequence[str]:
-        y = op.batch_norm(op.Tanh(image(op)))
-        return y, padded(op, y)
+        y = op.Mul(op.Tanh(image(op)), op.weight(3, 1, 1))
+        return y, padded(op, op.Add(y, op.weight(3, 1, 1)))
 
-    assert left(write)["BatchNormalization"] == 1
+    assert left(write) == {"Tanh": 1, "Mul": 1, "Add": 1, "Conv": 1, "Relu": 1}
+
+
+def test_shift_that_stays_is_reported() -> None:
+    """The report says where the scale went, and why the shift stays."""
+
+    def write(op: Graph) -> str:
+        y = op.Mul(op.Tanh(image(op)), op.weight(3, 1, 1))
+        return padded(op, op.Add(y, op.weight(3, 1, 1)))
+
+    result = fold(written(write))
+    assert [row.status for row in result.report.rows] == ["folded", "kept"]
+    assert refusals(result, "Add")["down"] is Reason.PADDED_SHIFT
+    (name,) = result.report.rows[0].leaves
+    assert name.endswith("(Add)")
 
 
 # ---------------------------------------------------------------- one part meets another map

@@ -3,7 +3,7 @@
     s·x + t  =  (s·x) + t  =  s·(x + t/s)
 
 One part goes up and the other down. Or the scale goes and the shift stays, in place of a run of
-affine nodes that were more than that, or of one that padding keeps from moving.
+affine nodes that were more than that.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import onnx_ir as ir
 
 from bnfold.core.affine import Affine
 from bnfold.core.plan import Blocked, Direction, Plan, at
+from bnfold.core.profit import shift_is_worth_leaving
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.view import View
-from bnfold.core.walk.down import go_down, send_down
+from bnfold.core.walk.down import send_down
 from bnfold.core.walk.merge import run_from
-from bnfold.core.walk.up import go_up, send_up
+from bnfold.core.walk.up import send_up
 
 Way = Callable[[], Plan]
 
@@ -53,9 +54,8 @@ def _ways(view: View, seed: ir.Node, meeting: bool) -> Iterator[Way]:
 def _ways_to_stay(view: View, seed: ir.Node) -> Iterator[Way]:
     with at(seed):
         run, whole = run_from(view, seed)
-    if _may_stay(view, seed, run, go_up):
+    if shift_is_worth_leaving(view, run, whole):
         yield lambda: _stays_behind(view, run, whole)
-    if _may_stay(view, seed, run, go_down):
         yield lambda: _stays_in_front(view, run, whole)
 
 
@@ -70,17 +70,6 @@ def _parts(affine: Affine) -> Iterator[tuple[Affine, Affine]]:
 def _both_ways(view: View, seed: ir.Node, first: Affine, second: Affine, meeting: bool) -> Plan:
     plan = send_up(view, Plan(seed, Direction.SPLIT, meeting=meeting, bypassed=[seed]), seed, first)
     return plan.joined(send_down(view, Plan(seed, Direction.SPLIT, meeting=meeting), seed.outputs[0], second))
-
-
-def _may_stay(view: View, seed: ir.Node, run: list[ir.Node], walk: Callable[[View, ir.Node], Plan]) -> bool:
-    """Several nodes become one; a single one is replaced only where padding is what keeps it whole."""
-    if len(run) > 1 or view.portable:
-        return len(run) > 1
-    try:
-        walk(view, seed)
-    except Blocked as blocked:
-        return blocked.reason is Reason.PADDED_SHIFT
-    return False
 
 
 def _stays_behind(view: View, run: list[ir.Node], whole: Affine) -> Plan:
