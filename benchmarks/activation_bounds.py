@@ -1,4 +1,4 @@
-"""What a Relu that becomes a Max costs ONNX Runtime: the measurement behind ``bnfold/core/profit.py``.
+"""What a Relu that becomes a Max costs ONNX Runtime: measured for ``bnfold/core/planning/profit.py``.
 
     python benchmarks/activation_bounds.py [--seconds 10] [--write]
 

@@ -352,7 +352,7 @@ def unchanged() -> dict[str, int]:
     """How long a mutant of each room may run: three times as long as the code as it is."""
     preload()
     longest = {}
-    for room in ("core/plan.py", "rules/weights/conv.py"):
+    for room in ("core/planning/plan.py", "rules/weights/conv.py"):
         what, took = outcome(Mutant(f"bnfold/{room}", -1, ""), TIMEOUT)
         if what != "survived":
             sys.exit(f"the tests fail without any change of {room}: nothing could be told from them.")

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bnfold import files
-from bnfold.core.view import View, name_of
+from bnfold.core.graph.view import View, name_of
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _PRODUCTS = {"Mul", "Div"}

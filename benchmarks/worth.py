@@ -1,4 +1,4 @@
-"""Measure what ``bnfold/core/profit.py`` decides: each rewrite against the graph it would replace.
+"""Measure what ``bnfold/core/planning/profit.py`` decides: each rewrite against the graph it would replace.
 
 Both graphs run in ONNX Runtime, CPU, one thread, all optimizations, in turn in random order; the ratio
 of the processor time of each pair is one sample, and the interval of the median is the distribution-free

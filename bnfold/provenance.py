@@ -17,11 +17,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from bnfold import files
-from bnfold.core import external
-from bnfold.core.apply import Change
-from bnfold.core.constants import Const
 from bnfold.core.engine import Fold
-from bnfold.core.rounding import Rounded, stored
+from bnfold.core.graph import external
+from bnfold.core.graph.constants import Const
+from bnfold.core.writing.apply import Change
+from bnfold.core.writing.rounding import Rounded, stored
 from bnfold.errors import BnfoldError, InputsError
 
 SCHEMA_VERSION = 1

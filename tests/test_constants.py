@@ -18,10 +18,10 @@ from truth import differences, feeds_for, onnx_runtime, truth
 
 import bnfold
 from bnfold import files
-from bnfold.core.constants import Constants
 from bnfold.core.example import Graph
+from bnfold.core.graph.constants import Constants
+from bnfold.core.graph.shapes import infer
 from bnfold.core.reasons import Reason
-from bnfold.core.shapes import infer
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 from bnfold.provenance import fingerprint, provenance, restore
 

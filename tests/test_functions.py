@@ -16,8 +16,8 @@ from truth import differences, feeds_for, graphs, onnx_runtime
 
 import bnfold
 from bnfold.core.example import Graph
+from bnfold.core.graph.shapes import infer
 from bnfold.core.reasons import Reason
-from bnfold.core.shapes import infer
 
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
 STATISTICS = ["a", "b", "c", "d"]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold.core import view
+from bnfold.core.graph import view
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -14,7 +14,7 @@ import pytest
 from test_faults import contents, pair, values
 
 from bnfold import files, job
-from bnfold.core import external
+from bnfold.core.graph import external
 from bnfold.errors import OutputError
 from bnfold.job import Order
 from bnfold.provenance import restore

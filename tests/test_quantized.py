@@ -16,13 +16,13 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from truth import differences, feeds_for, onnx_runtime
 
 import bnfold
-from bnfold.core.apply import Writer
-from bnfold.core.constants import Constants
 from bnfold.core.example import Graph
+from bnfold.core.graph.constants import Constants
+from bnfold.core.graph.shapes import infer
+from bnfold.core.graph.view import View
+from bnfold.core.planning.walk.up import go_up
 from bnfold.core.reasons import Reason
-from bnfold.core.shapes import infer
-from bnfold.core.view import View
-from bnfold.core.walk.up import go_up
+from bnfold.core.writing.apply import Writer
 from bnfold.provenance import fingerprint, provenance, restore
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.core import affine, rounding
-from bnfold.core.constants import Const
+from bnfold.core import affine
 from bnfold.core.example import Graph
+from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, Refused
+from bnfold.core.writing import rounding
 
 getcontext().prec = 60
 

@@ -24,10 +24,10 @@ from truth import Array, feeds_for, largest, onnx_runtime, outputs_of, truth, wi
 import bnfold
 from bnfold.core.affine import IDENTITY, Affine
 from bnfold.core.example import EXAMPLES, Example
+from bnfold.core.graph.view import View
 from bnfold.core.reasons import Reason, Refused, silenced
 from bnfold.core.rule import Arriving, Becomes, Moved, Rule, registered
 from bnfold.core.site import Site
-from bnfold.core.view import View
 from bnfold.errors import InvalidModelError
 
 DOUBLE = onnx.TensorProto.DOUBLE

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
+from bnfold.core.graph.shapes import Dim
 from bnfold.core.reasons import Reason, require
-from bnfold.core.shapes import Dim
 
 
 @dataclass(frozen=True)

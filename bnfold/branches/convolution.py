@@ -15,8 +15,8 @@ import numpy as np
 from bnfold.branches.axis import Axis, union
 from bnfold.branches.layer import Layer, common
 from bnfold.core.affine import Affine, Array
+from bnfold.core.graph.shapes import Dim
 from bnfold.core.reasons import Reason, require
-from bnfold.core.shapes import Dim
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnfold.branches.layer import Layer, common
 from bnfold.core.affine import Affine, Array
-from bnfold.core.shapes import Dim
+from bnfold.core.graph.shapes import Dim
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from bnfold.branches.layer import Layer
 from bnfold.branches.read import layer
 from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import IDENTITY, Affine
-from bnfold.core.plan import Blocked
+from bnfold.core.graph.shapes import Dim
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import Dim
-from bnfold.core.view import View
 
 # Longer chains of linear nodes without an activation than this are no network.
 _MAX_DEPTH = 8

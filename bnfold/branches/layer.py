@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Self
 
 from bnfold.core.affine import Affine, Array
+from bnfold.core.graph.shapes import Dim
 from bnfold.core.reasons import Reason, require
-from bnfold.core.shapes import Dim
 
 Values = Callable[[], tuple[Array, Array]]
 

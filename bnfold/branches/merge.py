@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from bnfold.branches.plan import Plan, plan_for, steps
-from bnfold.core.apply import Writer
 from bnfold.core.engine import Fold, describe, reported
-from bnfold.core.plan import Blocked
-from bnfold.core.rebuild import rebuild
-from bnfold.core.view import View, name_of
+from bnfold.core.graph.view import View, name_of
+from bnfold.core.planning.plan import Blocked
+from bnfold.core.writing.apply import Writer
+from bnfold.core.writing.rebuild import rebuild
 from bnfold.report import Branches, Refusal, Report
 
 

@@ -21,13 +21,13 @@ from bnfold.branches.form import Form, added, exclusive, forms, is_sum, signs, s
 from bnfold.branches.layer import Layer
 from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import Affine
-from bnfold.core.constants import Const
-from bnfold.core.leftover import leftover
-from bnfold.core.plan import Blocked
+from bnfold.core.graph.constants import Const
+from bnfold.core.graph.shapes import FLOATS
+from bnfold.core.graph.view import View, fitting, name_of
+from bnfold.core.planning.leftover import leftover
+from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.rebuild import Step
-from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View, fitting, name_of
+from bnfold.core.writing.rebuild import Step
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

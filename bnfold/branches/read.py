@@ -15,10 +15,10 @@ from bnfold.branches.dense import Dense
 from bnfold.branches.layer import Layer
 from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import Array
+from bnfold.core.graph.shapes import Dim
+from bnfold.core.graph.view import fitting
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import Dim
 from bnfold.core.site import Site
-from bnfold.core.view import fitting
 from bnfold.rules.weights.conv import check_groups
 
 

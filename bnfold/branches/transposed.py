@@ -15,8 +15,8 @@ from bnfold.branches.axis import Axis
 from bnfold.branches.convolution import Convolution
 from bnfold.branches.layer import Layer, common
 from bnfold.core.affine import Affine, Array
+from bnfold.core.graph.shapes import Dim
 from bnfold.core.reasons import Reason, Refused
-from bnfold.core.shapes import Dim
 
 
 @dataclass(frozen=True, eq=False)

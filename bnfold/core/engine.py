@@ -9,16 +9,16 @@ from functools import partial
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.apply import Change, Writer
-from bnfold.core.plan import Blocked, Direction, Plan, gaining
-from bnfold.core.profit import worthwhile
+from bnfold.core.graph.view import View, name_of
+from bnfold.core.planning.plan import Blocked, Direction, Plan, gaining
+from bnfold.core.planning.profit import worthwhile
+from bnfold.core.planning.walk.down import go_down
+from bnfold.core.planning.walk.merge import merge
+from bnfold.core.planning.walk.split import leave_shift, split
+from bnfold.core.planning.walk.up import go_up
 from bnfold.core.reasons import Reason, Refused
-from bnfold.core.tidy import tidy
-from bnfold.core.view import View, name_of
-from bnfold.core.walk.down import go_down
-from bnfold.core.walk.merge import merge
-from bnfold.core.walk.split import leave_shift, split
-from bnfold.core.walk.up import go_up
+from bnfold.core.writing.apply import Change, Writer
+from bnfold.core.writing.tidy import tidy
 from bnfold.report import Refusal, Report, Row
 
 Walk = Callable[[View, ir.Node], Plan]

@@ -8,9 +8,9 @@ from typing import TypeVar, cast
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.core.constants import Const, Constants
+from bnfold.core.graph.constants import Const, Constants
+from bnfold.core.graph.shapes import Facts, Shape
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import Facts, Shape
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from bnfold.core import external
-from bnfold.core.evaluate import literal
-from bnfold.core.garbage import uncollected
-from bnfold.core.graphs import graphs_of
+from bnfold.core.graph import external
+from bnfold.core.graph.evaluate import literal
+from bnfold.core.graph.garbage import uncollected
+from bnfold.core.graph.graphs import graphs_of
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
 from bnfold.files.sound import check
 from bnfold.files.sparse import densified

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnfold.core.engine import Engine, Progress
-from bnfold.core.functions import inline_where_it_helps
-from bnfold.core.view import Chosen, Look, View
+from bnfold.core.graph.functions import inline_where_it_helps
+from bnfold.core.graph.view import Chosen, Look, View
 from bnfold.passes.frame import RewritePass, Rewriting
 from bnfold.passes.selection import Patterns
 

@@ -12,8 +12,8 @@ from onnx_ir.passes import InPlacePass, PassResult
 
 from bnfold import files
 from bnfold.core.engine import Fold
-from bnfold.core.garbage import uncollected
-from bnfold.core.view import View
+from bnfold.core.graph.garbage import uncollected
+from bnfold.core.graph.view import View
 from bnfold.passes.inference import to_inference as convert
 from bnfold.passes.selection import Patterns, Selection
 from bnfold.report import Report

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from bnfold.core.view import name_of
+from bnfold.core.graph.view import name_of
 from bnfold.errors import UnsupportedModelError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnfold.branches.merge import Merger
-from bnfold.core.view import Look
+from bnfold.core.graph.view import Look
 from bnfold.passes.frame import RewritePass, Rewriting
 from bnfold.passes.selection import Patterns
 

@@ -7,9 +7,9 @@ from functools import partial
 
 import onnx_ir as ir
 
-from bnfold.core.constants import Constants
 from bnfold.core.engine import Progress
-from bnfold.core.view import Look, View
+from bnfold.core.graph.constants import Constants
+from bnfold.core.graph.view import Look, View
 from bnfold.passes.fold import fold_maps
 from bnfold.passes.frame import RewritePass, Rewriting
 from bnfold.passes.merge import merge_branches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnfold.core.view import Look
+from bnfold.core.graph.view import Look
 from bnfold.passes.frame import RewritePass, Rewriting
 from bnfold.passes.selection import Patterns
 from bnfold.pruning.prune import Pruner

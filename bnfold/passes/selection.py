@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from bnfold.core.graphs import graphs_of
-from bnfold.core.view import name_of
+from bnfold.core.graph.graphs import graphs_of
+from bnfold.core.graph.view import name_of
 from bnfold.errors import SelectionError
 
 Patterns = str | Sequence[str] | None

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.apply import Writer
-from bnfold.core.rounding import stored
-from bnfold.core.view import View
+from bnfold.core.graph.view import View
+from bnfold.core.writing.apply import Writer
+from bnfold.core.writing.rounding import stored
 
 
 def flatten(model: ir.Model, channels: Mapping[str, Sequence[int]]) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.core.affine import Array
-from bnfold.core.constants import Const
+from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import Site
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.core.plan import Blocked
+from bnfold.core.graph.view import View, fitting
+from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, is_silenced
 from bnfold.core.site import Site
-from bnfold.core.view import View, fitting
 from bnfold.pruning.affine import Map
 from bnfold.pruning.operator import Channels, Mask, Operator, Origin, Removal, registered, size_along
 from bnfold.pruning.operators.layers import Layer

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Array
-from bnfold.core.apply import Change, Writer
-from bnfold.core.constants import Const
 from bnfold.core.engine import Fold, reported
-from bnfold.core.plan import Blocked
+from bnfold.core.graph.constants import Const
+from bnfold.core.graph.shapes import FLOATS
+from bnfold.core.graph.view import View, fitting, name_of
+from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused
-from bnfold.core.rounding import stored
-from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View, fitting, name_of
+from bnfold.core.writing.apply import Change, Writer
+from bnfold.core.writing.rounding import stored
 from bnfold.pruning.operator import Cut, Mask
 from bnfold.pruning.operators.layers import Layer
 from bnfold.pruning.plan import Node, Plan, may_remove, plan

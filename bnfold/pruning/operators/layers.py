@@ -14,10 +14,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from bnfold.core.affine import Array
-from bnfold.core.constants import Const
+from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.rounding import blocks, stored_blocks
 from bnfold.core.site import Site
+from bnfold.core.writing.rounding import blocks, stored_blocks
 from bnfold.pruning.operator import (
     Channels,
     Cut,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bnfold.core.evaluate import evaluate
+from bnfold.core.graph.evaluate import evaluate
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import Site
 from bnfold.pruning.operator import Channels, Cut, Operator, Removal, alone, only, operator, selected

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.core.constants import Const
+from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import Site
 from bnfold.pruning.operator import Channels, Cut, Operator, Origin, Removal, only, operator

@@ -15,9 +15,9 @@ import numpy as np
 
 from bnfold.core.affine import Affine, Array
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
+from bnfold.core.graph.shapes import Shape
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Moved, Rule, rule
-from bnfold.core.shapes import Shape
 from bnfold.core.site import Site
 
 

@@ -24,8 +24,8 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from bnfold.core.affine import Affine, Array
-from bnfold.core.constants import Const, integer_range, per_element
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
+from bnfold.core.graph.constants import Const, integer_range, per_element
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Becomes, Moved, Rule, rule
 from bnfold.core.site import Site

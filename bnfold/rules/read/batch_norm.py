@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.core.affine import Affine
-from bnfold.core.constants import Const
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
+from bnfold.core.graph.constants import Const
+from bnfold.core.graph.shapes import FLOATS
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Rule, rule
-from bnfold.core.shapes import FLOATS
 from bnfold.core.site import Site
 from bnfold.errors import InvalidModelError
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.core.affine import Affine
-from bnfold.core.constants import Const
 from bnfold.core.example import Graph, Input, Outputs, folds, refuses
+from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
 from bnfold.core.site import Site

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import Blocked, Direction, Plan
-from bnfold.core.profit import worthwhile
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Blocked, Direction, Plan
+from bnfold.core.planning.profit import worthwhile
 from bnfold.core.reasons import Refused
-from bnfold.core.view import View
 from bnfold.statistics.graph.roles import EPSILON, Role, map_of, role_of, sources, variance_of
 from bnfold.statistics.graph.slots import Slot, Statistic
 from bnfold.training.moments import Floats

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.core.graph.view import View, name_of
 from bnfold.core.reasons import Reason, Refused
-from bnfold.core.view import View, name_of
 from bnfold.statistics.graph import decomposed
 from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.graph.slots import Slot, Statistic

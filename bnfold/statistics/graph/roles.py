@@ -24,10 +24,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.constants import Const, Constants
+from bnfold.core.graph.constants import Const, Constants
+from bnfold.core.graph.shapes import FLOATS
+from bnfold.core.graph.view import View
 from bnfold.core.reasons import Refused
-from bnfold.core.shapes import FLOATS
-from bnfold.core.view import View
 from bnfold.training.moments import Floats
 
 # What is taken for ε where only √(variance + ε) is stored: torch's and ONNX's default.

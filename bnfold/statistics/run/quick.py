@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise, starmap
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.core.shapes import infer, opset_of
+from bnfold.core.graph.shapes import infer, opset_of
 from bnfold.statistics.data.ports import Array
 from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.run.tap import Reading, Writer, rows

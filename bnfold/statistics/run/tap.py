@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.core.shapes import opset_of
+from bnfold.core.graph.shapes import opset_of
 from bnfold.statistics.data.ports import Array
 from bnfold.statistics.graph.rewrite import add_initializer, fresh, names
 from bnfold.training.moments import Floats

@@ -13,10 +13,10 @@ from enum import Enum
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.leftover import leftover, weight
+from bnfold.core.graph.view import MISFITS, View, misfit
+from bnfold.core.planning.leftover import leftover, weight
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Becomes, Moved
-from bnfold.core.view import MISFITS, View, misfit
 
 
 class Direction(Enum):

@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import Blocked, Direction, Plan, at
-from bnfold.core.profit import is_cheap_to_copy
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Blocked, Direction, Plan, at
+from bnfold.core.planning.profit import is_cheap_to_copy
+from bnfold.core.planning.walk import affine_of
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving, Moved
-from bnfold.core.view import View
-from bnfold.core.walk import affine_of
 
 Use = tuple[ir.Node, int]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnfold.core.apply import Change, Writer, declare_like
-from bnfold.core.constants import Const
-from bnfold.core.plan import Blocked
+from bnfold.core.graph.constants import Const
+from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Refused
-from bnfold.core.rounding import stored
+from bnfold.core.writing.apply import Change, Writer, declare_like
+from bnfold.core.writing.rounding import stored
 
 
 @dataclass(frozen=True)

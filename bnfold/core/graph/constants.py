@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.core import external
 from bnfold.core.affine import IDENTITY, Affine, Array
-from bnfold.core.evaluate import evaluate, literal
+from bnfold.core.graph import external
+from bnfold.core.graph.evaluate import evaluate, literal
+from bnfold.core.graph.shapes import FLOATS, Facts, is_standard, opset_of
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.shapes import FLOATS, Facts, is_standard, opset_of
 from bnfold.errors import InvalidModelError
 
 # Deterministic operators that exporters put between a stored constant and its reader.

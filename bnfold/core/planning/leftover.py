@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine, Array
-from bnfold.core.shapes import Facts
+from bnfold.core.graph.shapes import Facts
 
 # The measure that every plan lowers: what a node counts for as long as it stands.
 WEIGHT_OF_BATCH_NORM = 3

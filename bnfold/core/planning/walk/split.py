@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import Blocked, Direction, Plan, at
-from bnfold.core.profit import shift_is_worth_leaving
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Blocked, Direction, Plan, at
+from bnfold.core.planning.profit import shift_is_worth_leaving
+from bnfold.core.planning.walk.down import send_down
+from bnfold.core.planning.walk.merge import run_from
+from bnfold.core.planning.walk.up import send_up
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.view import View
-from bnfold.core.walk.down import send_down
-from bnfold.core.walk.merge import run_from
-from bnfold.core.walk.up import send_up
 
 Way = Callable[[], Plan]
 

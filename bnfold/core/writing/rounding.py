@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.core.affine import Array
-from bnfold.core.constants import Const, integer_range
+from bnfold.core.graph.constants import Const, integer_range
+from bnfold.core.graph.shapes import FLOATS
 from bnfold.core.reasons import Reason, require
-from bnfold.core.shapes import FLOATS
 
 # How many values of a constant are computed at a time: a block stays in the processor's cache.
 _BLOCK = 1 << 16

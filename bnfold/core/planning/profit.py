@@ -34,10 +34,10 @@ from math import prod
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.leftover import leftover
-from bnfold.core.plan import Blocked, Direction, Plan
+from bnfold.core.graph.view import View
+from bnfold.core.planning.leftover import leftover
+from bnfold.core.planning.plan import Blocked, Direction, Plan
 from bnfold.core.reasons import Reason
-from bnfold.core.view import View
 
 # What only moves values; what multiplies them.
 _MOVES = frozenset({"Flatten", "Gather", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

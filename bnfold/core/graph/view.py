@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.constants import Constants
-from bnfold.core.graphs import graphs_of
+from bnfold.core.graph.constants import Constants
+from bnfold.core.graph.graphs import graphs_of
+from bnfold.core.graph.shapes import infer, is_standard, opset_of
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Rule, registered, rule_for
-from bnfold.core.shapes import infer, is_standard, opset_of
 from bnfold.core.site import Site
 from bnfold.errors import InvalidModelError
 

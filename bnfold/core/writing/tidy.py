@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bnfold.core.apply import Use, Writer
-from bnfold.core.view import View
+from bnfold.core.graph.view import View
+from bnfold.core.writing.apply import Use, Writer
 
 
 def tidy(view: View, writer: Writer) -> bool:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from bnfold.core.evaluate import evaluate, literal
+from bnfold.core.graph.evaluate import evaluate, literal
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import at
-from bnfold.core.view import View
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import at
 
 
 def affine_of(view: View, node: ir.Node) -> tuple[int, Affine] | None:

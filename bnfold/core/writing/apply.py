@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bnfold.core.constants import Const
-from bnfold.core.leftover import Leftover, leftover
-from bnfold.core.plan import Blocked, Direction, Plan
+from bnfold.core.graph.constants import Const
+from bnfold.core.graph.view import View, name_of
+from bnfold.core.planning.leftover import Leftover, leftover
+from bnfold.core.planning.plan import Blocked, Direction, Plan
 from bnfold.core.reasons import Reason, Refused
-from bnfold.core.rounding import stored
 from bnfold.core.rule import Becomes
-from bnfold.core.view import View, name_of
+from bnfold.core.writing.rounding import stored
 
 
 @dataclass(frozen=True)

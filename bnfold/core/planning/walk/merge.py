@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import Direction, Plan, at
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Direction, Plan, at
+from bnfold.core.planning.walk import affine_of
 from bnfold.core.reasons import Reason, require
-from bnfold.core.view import View
-from bnfold.core.walk import affine_of
 
 
 def merge(view: View, seed: ir.Node) -> Plan:

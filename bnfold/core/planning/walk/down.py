@@ -13,12 +13,12 @@ from itertools import count
 import onnx_ir as ir
 
 from bnfold.core.affine import Affine
-from bnfold.core.plan import Blocked, Direction, Plan, at
+from bnfold.core.graph.view import View
+from bnfold.core.planning.plan import Blocked, Direction, Plan, at
+from bnfold.core.planning.walk import affine_of
+from bnfold.core.planning.walk.up import edit
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.rule import Arriving
-from bnfold.core.view import View
-from bnfold.core.walk import affine_of
-from bnfold.core.walk.up import edit
 
 # Through how many layers without bias a shift is handed on in search of a home.
 _MAX_DEPTH = 20

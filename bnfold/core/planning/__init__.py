@@ -1,0 +1,1 @@
+"""Where a map can go, and whether that is worth it; nothing here changes a model."""
