@@ -24,6 +24,7 @@ from bnfold.errors import InputsError, OutputError
 from bnfold.statistics.data.ports import Feeds, Port
 from bnfold.statistics.data.sources import Arrays, Shard
 from bnfold.statistics.result import Statistics, merge_all
+from bnfold.statistics.run.batch import content
 from bnfold.statistics.run.measure import Subject, Task, measure
 from bnfold.statistics.run.spread import UnfinishedError, spread
 
@@ -83,6 +84,26 @@ def test_more_shards_than_samples_are_no_problem() -> None:
     shards = [bnfold.stats(one_norm(), rows, shard=f"{i}/5") for i in range(1, 6)]
     assert sorted(part.samples for part in shards) == [0, 0, 1, 1, 1]
     assert_same(merge_all(shards), bnfold.stats(one_norm(), rows))
+
+
+def test_any_byte_tells_two_batches_apart() -> None:
+    """And so do a name, a type and a shape; where the values lie in memory does not."""
+    values = np.arange(10_000, dtype=np.int64).reshape(100, 100)
+    seen = {
+        content({"x": values}),
+        content({"y": values}),
+        content({"x": values.view(np.uint64)}),
+        content({"x": values[None]}),
+        content({"x": values, "y": values[:0]}),
+        content({"x": np.array(["a"] * 2000 + ["b"] + ["a"] * 2000, object)}),
+        content({"x": np.array(["a"] * 2000 + ["c"] + ["a"] * 2000, object)}),
+    }
+    changed = np.tile(values.reshape(-1).view(np.uint8), (9, 1))
+    for row, place in enumerate(np.linspace(0, values.nbytes - 1, 9, dtype=int)):
+        changed[row, place] ^= 1
+        seen.add(content({"x": changed[row].view(np.int64).reshape(100, 100)}))
+    assert len(seen) == 7 + 9
+    assert content({"x": np.asfortranarray(values)}) == content({"x": values})
 
 
 def test_a_shard_counted_twice_is_refused(parts: list[Statistics], tmp_path: Path) -> None:

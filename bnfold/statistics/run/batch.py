@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.errors import InputsError
-from bnfold.statistics.data.ports import Feeds
+from bnfold.statistics.data.ports import Array, Feeds
 from bnfold.statistics.graph.layer import Layer
 from bnfold.statistics.run.tap import Reading
 from bnfold.training import ChannelMoments
 
 Moments = dict[str, ChannelMoments]
+
+# How many bytes share a CRC-32. A single one over everything would let one pair of parts in 2**32 pass for
+# the same, and a cryptographic digest takes four times as long: several percent of measuring a small net.
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,11 @@ class Block:
 
     Attributes:
         feeds: what went in, by batch.
-        contents: a digest of that, by batch.
         readings: of every layer, by layer output.
         layers: what was measured, by layer output.
     """
 
     feeds: Sequence[Feeds]
-    contents: Sequence[bytes]
     readings: Mapping[str, Reading]
     layers: Mapping[str, Layer]
 
@@ -71,10 +73,12 @@ class Block:
             ) from error
 
 
-def content(feeds: Feeds) -> bytes:
-    """A digest of one batch."""
-    digest = hashlib.sha256()
-    for name, array in sorted(feeds.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(repr(array).encode() if array.dtype.kind == "O" else np.ascontiguousarray(array).data)
-    return digest.digest()
+def content(feeds: Feeds) -> str:
+    """What tells a batch from others: of every input its name, type, shape, and checksums of its values."""
+    return repr([(name, each.dtype.str, each.shape, _sums(each)) for name, each in sorted(feeds.items())])
+
+
+def _sums(array: Array) -> list[int]:
+    values = np.array(repr(array.tolist()).encode()) if array.dtype.kind == "O" else array
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    return [zlib.crc32(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE)]

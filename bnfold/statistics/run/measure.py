@@ -107,10 +107,6 @@ def measure(task: Task) -> Sample:
     return Meter(task).sample()
 
 
-# A digest of what went into the model, and what came out of it.
-_Answer = tuple[bytes, list[Array]]
-
-
 @dataclass(frozen=True)
 class _Opened:
     """A model that measures itself, in the runtime."""
@@ -119,18 +115,14 @@ class _Opened:
     taps: list[Tap]
     layers: Mapping[str, Layer]
 
-    def run(self, feeds: Feeds) -> _Answer:
-        return content(feeds), self.session.run(feeds)
-
-    def block(self, runs: Sequence[tuple[Feeds, _Answer]]) -> Block:
-        feeds, answers = zip(*runs, strict=True)
-        contents, outputs = zip(*answers, strict=True)
+    def block(self, runs: Sequence[tuple[Feeds, list[Array]]]) -> Block:
+        feeds, outputs = zip(*runs, strict=True)
         columns = dict(zip(self.session.names, zip(*outputs, strict=True), strict=True))
         readings = {name: reading for tap in self.taps for name, reading in tap.read(columns).items()}
-        return Block(feeds, contents, readings, self.layers)
+        return Block(feeds, readings, self.layers)
 
     def alone(self, feeds: Feeds) -> Block:
-        return self.block([(feeds, self.run(feeds))])
+        return self.block([(feeds, self.session.run(feeds))])
 
 
 class Meter:
@@ -149,6 +141,7 @@ class Meter:
 
     def blocks(self, size: int = 0) -> Generator[Block, None, None]:
         """All batches, measured, in order; ``size`` of them at most at a time, 0 for what runs together."""
+        threads = self._task.threads or processors()
         batches = self._task.source.batches(self._ports, self._task.shard)
         for first in islice(batches, 1):
             block = self._opened.alone(first)
@@ -156,7 +149,7 @@ class Meter:
                 self._opened = self._open(doubtful)
                 block = self._opened.alone(first)
             yield self._sure(block)
-        with closing(together(self._opened.run, batches, self._task.threads or processors())) as parts:
+        with closing(together(self._opened.session.run, batches, threads)) as parts:
             for part in parts:
                 for start in range(0, len(part), size or len(part)):
                     yield self._sure(self._opened.block(part[start : start + (size or len(part))]))
@@ -167,7 +160,7 @@ class Meter:
         merged: Moments = {}
         with closing(self.blocks()) as blocks:
             for block in blocks:
-                digest.update(b"".join(block.contents))
+                digest.update("".join(map(content, block.feeds)).encode())
                 samples += block.samples
                 made = {name: block.moments(name) for name in self._layers}
                 merged = {name: merged[name].merge(made[name]) for name in merged} or made

@@ -13,7 +13,7 @@ from bnfold.statistics.data.ports import Feeds
 T = TypeVar("T")
 
 # How many batches are waited for together, unless they take more bytes than this.
-_TOGETHER = 64
+_TOGETHER = 256
 _BYTES = 1 << 26
 
 # Into how many pieces a thread's share of them is cut, so that one that is held up is not waited for.
