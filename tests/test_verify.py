@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bnfold import errors
 from bnfold.verification import Status, Verdict, runner, verify, worker
 from bnfold.verification.compare import pieces
 from bnfold.verification.compare.gap import gap, ulp_at
-from bnfold.verification.engines.reference import EXACT_FROM, Reference
+from bnfold.verification.engines.reference import EXACT_FROM, Reference, require_exact
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -301,6 +302,28 @@ def test_a_mean_of_1000_is_judged_in_float64() -> None:
     assert verdict.outputs[0].ulp > verdict.outputs[0].bound
     assert "in float64" in verdict.reason
     assert verify(model, fold(model, [layer], "epsilon")).status is Status.DIFFERENT
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_recurrence_is_judged_in_float64(wrong: bool) -> None:
+    """Forty steps amplify rounding beyond the bound; the fold is still proven, and one wrong weight found."""
+    random = np.random.default_rng(0)
+    w, r, b = (random.uniform(-0.5, 0.5, shape) for shape in ((1, 96, 32), (1, 96, 24), (1, 192)))
+    scale, shift = random.uniform(0.5, 1.5, 32), random.normal(size=32)
+    bias = b + np.concatenate([w @ shift, np.zeros((1, 96))], axis=1)
+    folded = w * scale
+    folded[0, 0, 0] *= 1.01 if wrong else 1.0
+    inputs, lstm = {"x": (FLOAT, [40, 1, 32])}, node("LSTM", "n w r b", "y", hidden_size=24)
+
+    def model(nodes: list[onnx.NodeProto], **constants: Any) -> onnx.ModelProto:
+        narrow = {name: each.astype(np.float32) for name, each in constants.items()}
+        return make_model(nodes, inputs, {"y": FLOAT}, narrow)
+
+    scaled = [node("Mul", "x s", "m"), node("Add", "m t", "n")]
+    a = model([*scaled, lstm], w=w, r=r, b=b, s=scale, t=shift)
+    verdict = verify(a, model([node("LSTM", "x w r b", "y", hidden_size=24)], w=folded, r=r, b=bias))
+    assert verdict.ok is not wrong, verdict.reason
+    assert verdict.outputs[0].ulp > verdict.outputs[0].bound
 
 
 def test_equal_weights_round_alike() -> None:
@@ -897,6 +920,15 @@ def test_training_batch_norm_before_opset_14_is_not_believed() -> None:
     assert "not known to be exact for BatchNormalization" in verify(model, renamed(model, "_b")).reason
 
 
+def test_the_evaluator_knows_no_other_activations() -> None:
+    """A recurrence by Relu is not what the replacement computes; the usual ones may be named."""
+    for names, known in ((["Sigmoid", "Tanh"] * 2, True), (["Sigmoid", "Relu"] * 2, False)):
+        gru = node("GRU", "x w r", "y", hidden_size=3, direction="bidirectional", activations=names)
+        model = make_model([gru], dict.fromkeys("xwr", (FLOAT, None)), {"y": FLOAT})
+        with nullcontext() if known else pytest.raises(NotImplementedError, match="GRU"):
+            require_exact(model)
+
+
 def reference_cases() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     """Operator, further constant inputs and attributes, for everything that the evaluator is believed on."""
     random = np.random.default_rng(0)
@@ -959,6 +991,14 @@ def reference_cases() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     yield "BatchNormalization", [abs(some(4)), some(4), some(4), abs(some(4))], {"epsilon": 1e-3}
     yield "InstanceNormalization", [some(4), some(4)], {}
     yield "LayerNormalization", [some(6), some(6)], {}
+    for op, gates in (("RNN", 1), ("GRU", 3), ("LSTM", 4)):
+        for ways, direction in ((1, "forward"), (1, "reverse"), (2, "bidirectional")):
+            rows, named = 3 * gates, {"hidden_size": 3, "direction": direction}
+            weights = [some(ways, rows, 6), some(ways, rows, 3)]
+            yield op, weights, named
+            weights += [some(ways, 2 * rows), np.array([5, 3], np.int32), some(ways, 2, 3)]
+            weights += [some(ways, 2, 3), some(ways, 9)] if op == "LSTM" else []
+            yield op, weights, named | ({"linear_before_reset": 1} if op == "GRU" else {"clip": 0.5})
 
 
 CASES = list(reference_cases())
@@ -976,7 +1016,8 @@ def test_the_reference_evaluator_agrees_with_onnx_runtime(
     """Where the evaluator is believed it agrees with ONNX Runtime in float32, from the named opset on."""
     op, constants, attributes = case
     random = np.random.default_rng(1)
-    x = random.standard_normal((5, 6) if op == "Gemm" else (2, 4, 6, 6)).astype(np.float32)
+    shape = {"Gemm": (5, 6), "RNN": (5, 2, 6), "GRU": (5, 2, 6), "LSTM": (5, 2, 6)}.get(op, (2, 4, 6, 6))
+    x = random.standard_normal(shape).astype(np.float32)
     x = abs(x) if op == "Sqrt" else x
     tried = 0
     for opset in sorted({EXACT_FROM[op], 7, 9, 11, 13, 14, 18, 21, 22}):

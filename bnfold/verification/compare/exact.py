@@ -22,7 +22,7 @@ from .graph import constants, reads
 Array = NDArray[Any]
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-_WEIGHTED |= {"Mul", "Add", "Sub", "Div"}
+_WEIGHTED |= {"Mul", "Add", "Sub", "Div", "LSTM", "GRU", "RNN"}
 _CARRIERS = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand"})
 _CARRIERS |= {"DequantizeLinear"}
 _INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}

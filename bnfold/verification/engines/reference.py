@@ -4,8 +4,8 @@ It is believed for the operators below only, from the opset on where it was comp
 float32 (tests/test_verify.py repeats the comparison). onnx 1.23 is wrong for Softmax and LogSoftmax
 before opset 13 (it takes one axis instead of all axes from it on), for BatchNormalization before 14 (it
 blends batch statistics into the running ones; replaced here), for DequantizeLinear (it takes integers to
-float32, and has none before 19; replaced here), for MaxPool with SAME_LOWER, and for LRN at
-any opset.
+float32, and has none before 19; replaced here), for LSTM, GRU and RNN (it knows one direction; replaced in
+``recurrent``), for MaxPool with SAME_LOWER, and for LRN at any opset.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from ..compare.graph import all_nodes
+from .recurrent import GRU, LSTM, RNN, is_ordinary
 
 _FROM_7 = (
     "Abs Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose "
-    "DepthToSpace Div Dropout Elu Exp Flatten Gather Gemm GlobalAveragePool GlobalMaxPool "
-    "HardSigmoid Identity InstanceNormalization LeakyRelu MatMul MaxPool Mul Neg PRelu Pad Pow "
-    "ReduceMax ReduceMean ReduceSum Relu Reshape Selu Shape Sigmoid Slice Softplus Softsign "
+    "DepthToSpace Div Dropout Elu Exp Flatten GRU Gather Gemm GlobalAveragePool GlobalMaxPool "
+    "HardSigmoid Identity InstanceNormalization LSTM LeakyRelu MatMul MaxPool Mul Neg PRelu Pad Pow "
+    "RNN ReduceMax ReduceMean ReduceSum Relu Reshape Selu Shape Sigmoid Slice Softplus Softsign "
     "SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile Transpose Unsqueeze"
 )
 _LATER = {
@@ -89,7 +90,7 @@ class Reference:
     """A model in the evaluator, with the operators above as their opsets define them."""
 
     def __init__(self, model: ModelProto) -> None:
-        new: list[type[OpRun]] = [DequantizeLinear]
+        new: list[type[OpRun]] = [DequantizeLinear, GRU, LSTM, RNN]
         new += [BatchNormalization] if _opset(model) < 14 else []
         self._evaluator = ReferenceEvaluator(model, new_ops=new)
 
@@ -128,6 +129,8 @@ def _odd(node: NodeProto, version: int) -> bool:
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
     if node.op_type == "MaxPool":
         return attributes.get("auto_pad") == b"SAME_LOWER"
+    if node.op_type in ("GRU", "LSTM", "RNN"):
+        return not is_ordinary(node.op_type, attributes)
     if node.op_type == "BatchNormalization" and version < 14:
         return attributes.get("spatial") == 0 or sum(map(bool, node.output)) > 1  # elementwise, or training
     return False
