@@ -274,6 +274,20 @@ def test_axes_made_by_a_reshape() -> None:
     assert "BatchNormalization" not in op_types(result.model)
 
 
+def test_scales_made_by_a_concat() -> None:
+    """Torch, its constant folding off, makes the scales of a Resize of two constants: shapes are inferred."""
+    op = Graph(17)
+    x = op.Relu(op.input("x", (1, 3, 4, 4)))
+    scales = op.Concat(op.const([1.0, 1.0]), op.const([2.0, 2.0]), axis=0)
+    resized = op.Resize(x, "", scales, mode="linear")
+    y = op.BatchNormalization(resized, op.weight(3), op.weight(3), op.weight(3), op.positive(3))
+    wide = op.Concat(y, op.Relu(op.input("z", (1, 3, 8, 8))), axis=1)
+    original = op.finish([op.Conv(wide, op.weight(4, 6, 1, 1))])
+    folded = bnfold.fold(original).model
+    assert "BatchNormalization" not in op_types(folded)
+    assert not differences(original, folded, feeds_for(original))
+
+
 def test_reshape_to_a_computed_shape() -> None:
     """Where inference leaves one size behind a Reshape open, the number of elements tells it."""
     op = Graph(17)

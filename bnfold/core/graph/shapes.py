@@ -31,7 +31,7 @@ _MAX_PASSES = 16
 # A domain of which inference knows nothing.
 _UNKNOWN = "unknown"
 
-_INT64 = int(ir.DataType.INT64)
+_KNOWN = frozenset({ir.DataType.INT64, ir.DataType.FLOAT})
 _AXES_MAKERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
@@ -197,14 +197,14 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.name not in declared:
             _add_constant(graph, value.name or "", value.const_value)
-    integers = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT64}
+    known = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in _KNOWN}
     for node in model.graph:
-        tensor = _axes(node, integers, opset_of(model)) if is_standard(node, model.functions) else None
+        tensor = _axes(node, known, opset_of(model)) if is_standard(node, model.functions) else None
         if tensor is not None:
             _add_constant(graph, node.outputs[0].name or "", tensor)
-            if tensor.dtype == ir.DataType.INT64 and tensor.nbytes <= _SMALL_BYTES:
-                integers[graph.initializer[-1].name] = graph.initializer[-1]
-        elif not _is_ambiguous(node, integers):
+            if tensor.dtype in _KNOWN and tensor.nbytes <= _SMALL_BYTES:
+                known[graph.initializer[-1].name] = graph.initializer[-1]
+        elif not _is_ambiguous(node, known):
             graph.node.append(_undeclared(ir.serde.serialize_node(node), model.functions))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
     # onnx has no inference for most first versions; what changed up to the sixth are not shapes.
@@ -237,9 +237,10 @@ def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) 
 
 
 def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.TensorProtocol | None:
-    """The constant that a node makes, if it is a literal, or integers made from integers.
+    """The constant that a node makes, if it is a literal, or one made from small constants.
 
-    Inference itself follows axes and shapes through few operators; exporters write more.
+    Inference itself follows axes and shapes through few operators, and the scales of a Resize through none;
+    exporters write more.
     """
     if node.op_type == "Constant":
         return literal(node)
