@@ -920,13 +920,22 @@ def test_training_batch_norm_before_opset_14_is_not_believed() -> None:
     assert "not known to be exact for BatchNormalization" in verify(model, renamed(model, "_b")).reason
 
 
-def test_the_evaluator_knows_no_other_activations() -> None:
-    """A recurrence by Relu is not what the replacement computes; the usual ones may be named."""
-    for names, known in ((["Sigmoid", "Tanh"] * 2, True), (["Sigmoid", "Relu"] * 2, False)):
-        gru = node("GRU", "x w r", "y", hidden_size=3, direction="bidirectional", activations=names)
-        model = make_model([gru], dict.fromkeys("xwr", (FLOAT, None)), {"y": FLOAT})
-        with nullcontext() if known else pytest.raises(NotImplementedError, match="GRU"):
-            require_exact(model)
+@pytest.mark.parametrize(
+    ("attributes", "known"),
+    [
+        ({"activations": ["Sigmoid", "Tanh"] * 2}, True),
+        ({"activations": ["Sigmoid", "Relu"] * 2}, False),
+        ({"activation_alpha": [0.5]}, False),
+        ({"layout": 0}, True),
+        ({"layout": 1}, False),
+    ],
+)
+def test_the_evaluator_knows_the_usual_recurrence_alone(attributes: dict[str, Any], known: bool) -> None:
+    """A recurrence by Relu, or with the batch in front, is not what the replacement computes."""
+    gru = node("GRU", "x w r", "y", hidden_size=3, direction="bidirectional", **attributes)
+    model = make_model([gru], dict.fromkeys("xwr", (FLOAT, None)), {"y": FLOAT})
+    with nullcontext() if known else pytest.raises(NotImplementedError, match="GRU"):
+        require_exact(model)
 
 
 def reference_cases() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:

@@ -12,14 +12,14 @@ from onnx.reference.op_run import OpRun
 Array = NDArray[Any]
 
 _DEFAULTS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
-_OTHER = {"activation_alpha", "activation_beta", "input_forget"}
+_OTHER = ("activation_alpha", "activation_beta", "input_forget", "layout")
 
 
 def is_ordinary(op_type: str, attributes: dict[str, Any]) -> bool:
-    """Whether the gates are the usual ones, which are all that the classes here know."""
+    """Whether gates and axes are the usual ones, which are all that ONNX Runtime and the classes here know."""
     names = [each.decode().lower() for each in attributes.get("activations", ())]
     usual = _DEFAULTS[op_type] * (len(names) // len(_DEFAULTS[op_type]))
-    return names == usual and not _OTHER & {*attributes}
+    return names == usual and not any(attributes.get(name) for name in _OTHER)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ class _Recurrent(OpRun):
         **given: Any,
     ) -> tuple[Array, ...]:
         """Compute every hidden state, the last one and, of an LSTM, the last cell."""
-        if given.get("layout"):
-            x, h, c = (None if each is None else each.swapaxes(0, 1) for each in (x, h, c))
         ways, size, dtype = len(r), r.shape[2], x.dtype
         b = np.zeros((ways, 2 * self.gates * size), dtype) if b is None else b
         p = np.zeros((ways, 3 * size), dtype) if p is None else p
@@ -73,8 +71,6 @@ class _Recurrent(OpRun):
                 new = self.step(x[t] @ w[d].T, h[d], c[d], way)
                 h[d], c[d] = (np.where(live, *each) for each in zip(new, (h[d], c[d]), strict=True))
                 y[t, d] = np.where(live, h[d], 0)
-        if given.get("layout"):
-            y, h, c = y.transpose(2, 0, 1, 3), h.swapaxes(0, 1), c.swapaxes(0, 1)
         return (y, h, c)[: 3 if self.gates == 4 else 2]
 
     def step(self, x: Array, h: Array, c: Array, way: _Way) -> tuple[Array, Array]:
