@@ -16,7 +16,7 @@ _OTHER = ("activation_alpha", "activation_beta", "input_forget", "layout")
 
 
 def is_ordinary(op_type: str, attributes: dict[str, Any]) -> bool:
-    """Whether gates and axes are the usual ones, which are all that ONNX Runtime and the classes here know."""
+    """Whether gates and axes are the usual ones, the only ones that the classes here know."""
     names = [each.decode().lower() for each in attributes.get("activations", ())]
     usual = _DEFAULTS[op_type] * (len(names) // len(_DEFAULTS[op_type]))
     return names == usual and not any(attributes.get(name) for name in _OTHER)
