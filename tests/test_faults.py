@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold import job
+from bnfold import job, signals
 from bnfold.errors import OutputError
+from bnfold.files import writing
 from bnfold.job import Order
 
 CHANNELS = 24
@@ -229,3 +233,44 @@ def test_a_full_disk_changes_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents(tmp_path) == before
+
+
+class Told:
+    """Sends this process a signal at the line with number ``number`` of the code that keeps files whole."""
+
+    FILES = (writing.__file__, signals.__file__, shutil.__file__, tempfile.__file__)
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Told | None:
+        """Count a line, and follow calls into these files."""
+        if event == "line":
+            self.left -= 1
+            if self.left == -1:
+                signal.raise_signal(signal.SIGTERM)
+        return self if frame.f_code.co_filename in self.FILES else None
+
+
+def test_told_to_stop_at_any_line(tmp_path: Path) -> None:
+    """A signal may come at any moment: the old file or the new one is there, and nothing temporary."""
+    target = tmp_path / "out"
+    stopped = 0
+    for number in count():
+        target.write_text("old")
+        told, traced = Told(number), sys.gettrace()
+        try:
+            with signals.orderly():
+                sys.settrace(told)
+                with writing.staged(target) as part:
+                    part.write_text("new")
+        except KeyboardInterrupt:
+            stopped += 1
+        finally:
+            sys.settrace(traced)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"], f"line {number}"
+        assert target.read_text() in ("old", "new")
+        if told.left >= 0:
+            assert target.read_text() == "new"
+            break
+    assert stopped > 50

@@ -10,8 +10,9 @@ import click
 
 from bnfold import __version__
 from bnfold.cli import bench, fold, recalibrate, show, stats
-from bnfold.cli.ending import fail, orderly
+from bnfold.cli.show import fail
 from bnfold.errors import BnfoldError
+from bnfold.signals import orderly
 
 
 class _Commands(click.Group):

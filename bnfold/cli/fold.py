@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bnfold.cli import many
-from bnfold.cli.ending import fail
+from bnfold.cli.show import fail
 from bnfold.errors import BnfoldError, UnexpectedError, VerificationError
 from bnfold.wording import printable
 

@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bnfold.cli.ending import deferred, orderly, undeferred
 from bnfold.errors import UnexpectedError
+from bnfold.signals import deferred, orderly, undeferred
 
 Work = Callable[[Path, Any], Any]
 
@@ -71,6 +71,7 @@ def _context() -> Any:
 def _start(context: Any, work: Work, model: Path, order: Any) -> tuple[Connection, BaseProcess]:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sending, work, model, order), daemon=False)
+    # What a signal raises within a fork, Python ignores.
     with deferred(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: only tests have any
         process.start()

@@ -71,3 +71,8 @@ def rules() -> None:
     for op_type, entry in sorted(registered().items()):
         versions = ", ".join(str(version) for version in sorted(entry.versions))
         click.echo(f"{op_type:<20} {', '.join(entry.verbs):<18} versions {versions}")
+
+
+def fail(message: str) -> None:
+    """Say what went wrong: one line on stderr, whatever a model's names hold."""
+    click.echo("bnfold: " + printable(" ".join(message.split())), err=True)

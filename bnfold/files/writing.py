@@ -23,6 +23,7 @@ from google.protobuf.message import EncodeError
 from bnfold.errors import OutputError
 from bnfold.files.reading import constant_bytes, external_tensors
 from bnfold.files.walk import tensors_of
+from bnfold.signals import deferred, under
 
 # Protobuf cannot hold 2 GiB; stay below it with room for the graph itself.
 _INLINE_LIMIT = (1 << 31) - (1 << 26)
@@ -42,21 +43,27 @@ def staged(target: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the target's folder cannot be written to.
     """
     link, target = Path(target), Path(os.path.realpath(target))
+    with deferred() as mask:
+        folder = _new_folder(target.parent)
+        try:
+            with under(mask):
+                yield folder / target.name
+            _move_into_place(folder, target, link)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {target} ({error.strerror or error}); nothing was changed."
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(parent: Path) -> Path:
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=target.parent))
+        return Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
     except OSError as error:
         raise OutputError(
-            f"cannot write to {target.parent} ({error.strerror}); choose another place with -o."
+            f"cannot write to {parent} ({error.strerror}); choose another place with -o."
         ) from error
-    try:
-        yield folder / target.name
-        _move_into_place(folder, target, link)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target} ({error.strerror or error}); nothing was changed."
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_into_place(folder: Path, target: Path, link: Path) -> None:

@@ -1,16 +1,14 @@
-"""How a command ends early: told to stop, which is like Ctrl-C, or with one sentence."""
+"""Being told to stop: like Ctrl-C, in an orderly way, and not in the middle of what must stay whole."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-import click
-
-from bnfold.wording import printable
+Mask = Collection[int]
 
 # What a user, a job scheduler and a closed terminal send.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -34,15 +32,14 @@ def orderly() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-@contextmanager
-def deferred() -> Iterator[None]:
-    """Let the signals wait until the block ends: what they raise within a fork, Python ignores."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if _HAS_MASK else set()
-    try:
-        yield
-    finally:
-        if _HAS_MASK:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def deferred() -> AbstractContextManager[Mask]:
+    """Let the signals of this thread wait until the block ends; gives the mask that ``under`` takes."""
+    return _masked("SIG_BLOCK", _SIGNALS)
+
+
+def under(mask: Mask) -> AbstractContextManager[Mask]:
+    """Let them come while the block runs, as far as they came outside of ``deferred``."""
+    return _masked("SIG_SETMASK", mask)
 
 
 def undeferred() -> None:
@@ -51,10 +48,15 @@ def undeferred() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
+@contextmanager
+def _masked(how: str, signals: Mask) -> Iterator[Mask]:
+    before = signal.pthread_sigmask(getattr(signal, how), signals) if _HAS_MASK else set()
+    try:
+        yield before
+    finally:
+        if _HAS_MASK:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def fail(message: str) -> None:
-    """Say what went wrong: one line on stderr, whatever a model's names hold."""
-    click.echo("bnfold: " + printable(" ".join(message.split())), err=True)
