@@ -8,7 +8,7 @@ the price of the reductions, and of the fusions they prevent, alone.
 
     python benchmarks/statistics_overhead.py [--pairs 31] [--write]
 
-Takes two to three minutes on an idle machine. Not to be pinned to some of its processors: a default
+Takes about two minutes on an idle machine. Not to be pinned to some of its processors: a default
 session starts a thread for each of all, which then wait for each other and flatter bnfold. With --write
 the seconds of every run go into docs/data/statistics_overhead.json, and the lines that are computed
 from them into docs/statistics.md.
@@ -42,17 +42,20 @@ from bnfold.statistics.run.together import processors, together
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "docs" / "data" / "statistics_overhead.json"
+# How often the 450 test images are in the data: a short run starts and ends, a long one measures.
+TIMES = (40, 1000)
 
 
 def main() -> None:
-    """Print two lines per net: against default sessions, and in the same arrangement."""
+    """Print two lines for each data set: against default sessions, and in the same arrangement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=31)
     parser.add_argument("--write", action="store_true", help="put the result into docs/")
     asked = parser.parse_args()
     with np.load(ROOT / "models" / "digits_test.npz") as file:
-        digits = np.concatenate([file["images"]] * 40)
-    nets = [compare("digits CNN", ROOT / "models" / "digits_cnn.onnx", digits, asked.pairs)]
+        images = file["images"]
+    path = ROOT / "models" / "digits_cnn.onnx"
+    nets = [compare("digits CNN", path, np.concatenate([images] * times), asked.pairs) for times in TIMES]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.onnx"
         light.make("resnet50", path)
@@ -69,7 +72,7 @@ def main() -> None:
 
 
 def compare(name: str, path: Path, data: np.ndarray, pairs: int) -> dict[str, Any]:
-    """Measure one net, with the batches that bnfold makes of the data."""
+    """Measure one net on one data set, with the batches that bnfold makes of the data."""
     opened = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     model, port = files.load(path), opened.get_inputs()[0].name
     source = Arrays({port: data})
