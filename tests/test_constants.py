@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -20,6 +22,7 @@ import bnfold
 from bnfold import files
 from bnfold.core.example import Graph
 from bnfold.core.graph.constants import Constants
+from bnfold.core.graph.evaluate import evaluate
 from bnfold.core.graph.shapes import infer
 from bnfold.core.reasons import Reason
 from bnfold.errors import InvalidModelError, UnreadableModelError, UnsupportedModelError
@@ -286,6 +289,47 @@ def test_scales_made_by_a_concat() -> None:
     folded = bnfold.fold(original).model
     assert "BatchNormalization" not in op_types(folded)
     assert not differences(original, folded, feeds_for(original))
+
+
+def test_pads_made_of_constants() -> None:
+    """Torch writes the pads of a dynamic Pad as a constant turned around: the shape behind it is known."""
+    op = Graph(17)
+    x = op.input("x", (1, 3, 6, 6))
+    zeros = op.ConstantOfShape(op.ints(4), value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
+    given = op.Concat(op.ints(1, 2, 1, 1), zeros, axis=0)
+    pairs = op.Slice(
+        op.Reshape(given, op.ints(-1, 2)), op.ints(-1), op.ints(-(2**63) + 1), op.ints(0), op.ints(-1)
+    )
+    pads = op.Cast(op.Reshape(op.Transpose(pairs, perm=[1, 0]), op.ints(-1)), to=TensorProto.INT64)
+    y = op.MaxPool(op.Pad(x, pads), kernel_shape=[2, 2])
+    scaled = op.Add(op.Mul(y, op.weight(3, 1, 1)), op.weight(3, 1, 1))
+    original = op.finish([op.Conv(scaled, op.weight(4, 3, 1, 1))])
+    folded = bnfold.fold(original).model
+    assert not {"Mul", "Add"} & set(op_types(folded))
+    assert not differences(original, folded, feeds_for(original))
+
+
+@pytest.mark.parametrize("size", range(4))
+def test_slices_run_backwards_as_in_the_runtime(size: int) -> None:
+    """Whatever a Slice with a negative step begins and ends at."""
+    data = np.arange(size)
+    bounds = [-(2**63) + 1, *range(-size - 2, size + 3), 2**63 - 1]
+    names = ["data", "start", "end", "axis", "step"]
+    node = helper.make_node("Slice", names, ["y"])
+    ports = [helper.make_tensor_value_info(name, TensorProto.INT64, [None]) for name in (*names, "y")]
+    graph = helper.make_graph([node], "g", ports[:-1], ports[-1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    runtime = ort.InferenceSession(model.SerializeToString())
+    own = next(iter(ir.serde.deserialize_model(model).graph))
+    for start, end, step in product(bounds, bounds, (-3, -2, -1)):
+        feeds = [data, *(np.array([each]) for each in (start, end, 0, step))]
+        (expected,) = runtime.run(None, dict(zip(names, feeds, strict=True)))
+        found = evaluate(own, feeds, 17)
+        if end == bounds[-1]:  # the one of which both have their own opinion
+            assert found is None
+        else:
+            assert found is not None
+            assert found.tolist() == expected.tolist(), (start, end, step)
 
 
 def test_reshape_to_a_computed_shape() -> None:

@@ -14,6 +14,8 @@ from onnx.reference import ReferenceEvaluator
 # Before opset 7 these broadcast by attributes, which no evaluator of today does.
 _BROADCAST_BY_ATTRIBUTE = frozenset({"Add", "Div", "Equal", "Mul", "Pow", "Sub"})
 
+# From here on ends mean the end to onnx, and to ONNX Runtime the beginning where a Slice runs backwards.
+_END = np.iinfo(np.int32).max
 
 # The attributes in which a Constant node may hold its value; a tensor has a type of its own.
 _LITERALS = {
@@ -33,10 +35,22 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
     """
     if node.op_type in _BROADCAST_BY_ATTRIBUTE and opset < 7:
         return None
-    if node.op_type == "Unsqueeze":
-        return _unsqueezed(node, feeds)
-    if node.op_type == "Slice" and len(feeds) > 4 and (steps := feeds[4]) is not None and (steps < 0).any():
-        return None  # onnx 1.23's evaluator loses the first entry where a slice begins before it
+    try:
+        if node.op_type == "Unsqueeze":
+            return _unsqueezed(node, feeds)
+        if (
+            node.op_type == "Slice"
+            and len(feeds) > 4
+            and (steps := feeds[4]) is not None
+            and (steps < 0).any()
+        ):
+            return _sliced_backwards(feeds)
+        return _run(node, feeds, opset)
+    except Exception:  # whatever it raises, the value is left to the run time
+        return None
+
+
+def _run(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int) -> npt.NDArray[Any]:
     proto = ir.serde.serialize_node(node)
     fed = {name: array for name, array in zip(proto.input, feeds, strict=True) if array is not None}
     graph = onnx.helper.make_graph(
@@ -46,10 +60,7 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
         [onnx.helper.make_value_info(proto.output[0], onnx.TypeProto())],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    try:
-        (result,) = ReferenceEvaluator(model).run(None, fed)
-    except Exception:  # whatever it raises, the value is left to the run time
-        return None
+    (result,) = ReferenceEvaluator(model).run(None, fed)
     return np.asarray(result)
 
 
@@ -60,6 +71,21 @@ def _unsqueezed(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None]) -> npt.
     if feeds[0] is None or axes is None:
         return None
     return np.expand_dims(feeds[0], tuple(int(axis) for axis in axes.reshape(-1)))
+
+
+def _sliced_backwards(feeds: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """A Slice with negative steps; onnx 1.23's evaluator loses the first entry where one begins before it."""
+    data, starts, ends, axes, steps = feeds
+    if data is None or starts is None or ends is None or steps is None or (ends >= _END).any():
+        return None
+    where = range(len(starts)) if axes is None else axes.tolist()
+    index = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(where, starts.tolist(), ends.tolist(), steps.tolist(), strict=True):
+        size, last = data.shape[axis], data.shape[axis] - (step < 0)
+        start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+        first, stop = min(max(start, 0), last), min(max(end, -(step < 0)), last)
+        index[axis] = slice(max(first, 0), None if stop < 0 else stop, step)
+    return data[tuple(index)]
 
 
 def literal(node: ir.Node) -> ir.TensorProtocol | None:

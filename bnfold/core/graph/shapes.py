@@ -32,7 +32,10 @@ _MAX_PASSES = 16
 _UNKNOWN = "unknown"
 
 _KNOWN = frozenset({ir.DataType.INT64, ir.DataType.FLOAT})
-_AXES_MAKERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+_AXES_MAKERS = frozenset(
+    {"Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Reshape", "Slice", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
+)
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
@@ -239,8 +242,8 @@ def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) 
 def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.TensorProtocol | None:
     """The constant that a node makes, if it is a literal, or one made from small constants.
 
-    Inference itself follows axes and shapes through few operators, and the scales of a Resize through none;
-    exporters write more.
+    Inference itself follows axes, shapes and pads through few operators, and the scales of a Resize through
+    none; exporters write more.
     """
     if node.op_type == "Constant":
         return literal(node)
@@ -248,6 +251,8 @@ def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.T
     if node.op_type not in _AXES_MAKERS or not names or not known.keys() >= set(names):
         return None
     feeds = [None if v is None else numpy_helper.to_array(known[v.name or ""]) for v in node.inputs]
+    if node.op_type == "ConstantOfShape" and feeds[0] is not None and prod(feeds[0].tolist()) > _SMALL_BYTES:
+        return None
     result = evaluate(node, feeds, opset)
     return None if result is None else ir.tensor(result)
 
