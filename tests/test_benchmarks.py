@@ -18,6 +18,7 @@ from bnfold import files
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import architectures
 import branches
 import pages
 import slimmed
@@ -57,6 +58,17 @@ def test_branches_page_is_that_of_the_data(script: ModuleType) -> None:
     """``--page`` of either script would change nothing."""
     found = json.loads(script.DATA.read_text(encoding="utf-8"))
     assert pages.shown("branches.md", script.__name__) == script.table(found).strip()
+
+
+def test_architectures_page_is_that_of_the_data() -> None:
+    """``python benchmarks/architectures.py --page`` would change nothing, and every fold was proven."""
+    found = architectures.data()
+    assert pages.shown("architectures.md", "architectures") == architectures.table(found).strip()
+    entries = [
+        each for family in found["families"].values() for each in family.values() if "failure" not in each
+    ]
+    assert entries
+    assert all(each["equal"] for each in entries)
 
 
 @pytest.mark.parametrize("name", patterns.PATTERNS)
