@@ -258,6 +258,13 @@ def gelu_half(op: Graph) -> str:
     return op.MatMul(op.Mul(op.Mul(x, gate), op.const(0.5)), op.weight(4, 6))
 
 
+@hazard(Reason.FUSED_BY_RUNTIME, "up", "MatMul")
+def attention_scores(op: Graph) -> str:
+    q, k = (op.MatMul(op.input(name, (2, 5, 4)), op.weight(4, 6)) for name in "qk")
+    scores = op.MatMul(q, op.Transpose(k, perm=[0, 2, 1]))
+    return op.Softmax(op.Mul(scores, op.const(0.4)))
+
+
 @hazard(Reason.OVERFLOWS, "up", "Conv")
 def weight_overflows(op: Graph) -> str:
     y = op.Conv(image(op), op.const(np.full((1, 3, 1, 1), 1e30)))

@@ -242,7 +242,7 @@ class Reason(Enum):
         "Nothing: runtimes run an activation with the layer in front of it, but not a Max.",
     )
     FUSED_BY_RUNTIME = (
-        "The constant belongs to an activation or normalization that runtimes run as one kernel.",
+        "The constant belongs to an activation, normalization or attention that runtimes run as one kernel.",
         "Nothing: taking it out would make the model slower.",
     )
     EXCLUDED = ("--only or --skip excludes the node.", "Change --only or --skip.")

@@ -9,10 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.core.graph.constants import Const, Constants
-from bnfold.core.graph.shapes import Facts, Shape
+from bnfold.core.graph.shapes import Facts, Shape, is_standard
 from bnfold.core.reasons import Reason, Refused, require
 
 T = TypeVar("T")
+
+# Before this opset a Softmax without an axis, or with one, is along all axes from it on.
+_SOFTMAX_OF_ONE_AXIS = 13
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class Site:
     def is_const(self, index: int) -> bool:
         """Whether an input is a constant."""
         return self.has(index) and self.constants.holds(self.input(index))
+
+    def sums_to_one(self, index: int) -> bool:
+        """Whether an input is known to sum to one along its last axis, for a Softmax made it."""
+        made = self.input(index).producer()
+        if made is None or made.op_type != "Softmax" or not is_standard(made, self.constants.functions):
+            return False
+        axis = made.attributes.get("axis")
+        if axis is not None and axis.is_ref():
+            return False
+        place = (1 if self.opset < _SOFTMAX_OF_ONE_AXIS else -1) if axis is None else axis.as_int()
+        return place % len(self.shape(index)) == len(self.shape(index)) - 1
 
     def ints(self, index: int, attribute: str) -> list[int] | None:
         """A list of integers that is an attribute in old opsets and a constant input in new ones."""

@@ -4,6 +4,8 @@
   quantizer or a reader of the graph expects to find it there.
 * The constants of a decomposed LayerNormalization or Gelu stay: ONNX Runtime recognizes these runs of
   nodes and executes each as one kernel, which costs less than what is left once a constant moved out.
+* One factor for all of a product of two tensors stays behind it: the scores of attention, which ONNX Runtime
+  scales in the product itself and recognizes by it.
 * A Relu becomes a Max with constants if that removes more affine nodes than it turns activations: a Max
   took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain only where no
   convolution is near (0.8 times BatchNormalization and Relu on matrices). Between convolutions ONNX
@@ -58,6 +60,9 @@ def worthwhile(view: View, plan: Plan) -> Plan:
         raise Blocked(Reason.ACTIVATION_TURNS, turned[0])
     if plan.direction is Direction.UP and _is_dense_bias(view, plan):
         raise Blocked(Reason.DENSE_BIAS, plan.path[-1])
+    scores = next((node for node in plan.path if _is_product(view, node)), None)
+    if scores is not None and not view.read(plan.seed)[1].sizes():
+        raise Blocked(Reason.FUSED_BY_RUNTIME, scores)
     for node in (*plan.bypassed, *plan.restated):
         if _is_layer_norm_tail(view, node) or _is_gelu_half(view, node):
             raise Blocked(Reason.FUSED_BY_RUNTIME, node)
@@ -114,6 +119,12 @@ def _is_worth_turning(view: View, plan: Plan, turned: int) -> bool:
     is_bias = producer is not None and producer.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
     fused = is_bias or (merges and plan.seed.op_type == "BatchNormalization")
     return gone == turned == 1 and plan.direction is Direction.DOWN and not fused
+
+
+def _is_product(view: View, node: ir.Node) -> bool:
+    """Whether the node multiplies two matrices that are computed at run time."""
+    constant = (view.constants.holds(value) for value in node.inputs if value is not None)
+    return node.op_type == "MatMul" and not any(constant)
 
 
 def _is_dense_bias(view: View, plan: Plan) -> bool:

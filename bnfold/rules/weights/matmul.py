@@ -5,9 +5,17 @@
 
 and alike with the weight on the left. Weights may be stacked; a map may vary along their stack.
 A product of two matrices becomes a Gemm, whose bias takes the shift; otherwise an Add takes it.
+
+Without a weight it carries a map from behind it to one of its operands:
+
+    pull    s·(a·b) + t  =  a·(s·b + t)             s and t along the columns of b; if t = 0 or the
+                                                    rows of a sum to one: a Softmax, in attention
+            s·(a·b)      =  (s·a)·b                 s along the rows of a
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -26,7 +34,9 @@ _GEMM_BROADCASTS = 7
 class MatMul(Rule):
     """See the module."""
 
-    def pull(self, matmul: Site, out: Affine) -> Moved:
+    def pull(self, matmul: Site, out: Affine) -> Moved | Iterator[Moved]:
+        if not (matmul.is_const(0) or matmul.is_const(1)):
+            return _carried(matmul, out)
         index, weight = _weight(matmul)
         _require_constant_along(out, axis=-2 if index else -1)
         return _moved(matmul, index, out.linear.onto(weight.shape), out.translation)
@@ -53,6 +63,20 @@ def _weight(matmul: Site) -> tuple[int, Const]:
     weight = matmul.const(index)
     require(weight.rank >= 2 and len(matmul.shape(1 - index)) >= 2, Reason.MIXED_AXES)
     return index, weight
+
+
+def _carried(matmul: Site, out: Affine) -> Iterator[Moved]:
+    """The map to either operand, where both are computed at run time."""
+    shapes = [matmul.shape(index) for index in range(2)]
+    require(all(len(shape) >= 2 for shape in shapes), Reason.MIXED_AXES)
+    along = {axis - out.rank for axis in out.sizes()}
+    require(not {-1, -2} <= along, Reason.MIXED_AXES)
+    if -2 not in along:
+        require(not out.shifts or matmul.sums_to_one(0), Reason.NEEDS_NO_SHIFT)
+        yield Moved(inputs={1: out.onto(shapes[1])})
+    if -1 not in along:
+        require(not out.shifts, Reason.NEEDS_NO_SHIFT)
+        yield Moved(inputs={0: out.onto(shapes[0])})
 
 
 def _require_constant_along(affine: Affine, axis: int) -> None:
@@ -131,9 +155,54 @@ def shift_for_each_reader(op: Graph, x: Input = ("N", 5, 4)) -> Outputs:
     )
 
 
-@refuses(Reason.NOT_CONSTANT)
-def two_tensors(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 5)) -> Outputs:
-    return op.Mul(op.MatMul(x, y), op.weight(5))
+@folds
+def attention(op: Graph, x: Input = (2, 4, 3), q: Input = (2, 4, 4)) -> Outputs:
+    v = op.Transpose(op.Conv(op.Transpose(x, perm=[0, 2, 1]), op.weight(5, 3, 1)), perm=[0, 2, 1])
+    y = op.Transpose(op.MatMul(op.Softmax(q, axis=-1), v), perm=[0, 2, 1])
+    return op.batch_norm(y)
+
+
+@folds
+def columns(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 6)) -> Outputs:
+    return op.Mul(op.MatMul(x, op.MatMul(y, op.weight(6, 5))), op.weight(5))
+
+
+@folds
+def rows(op: Graph, x: Input = (2, 6, 3), y: Input = (2, 3, 5)) -> Outputs:
+    return op.Mul(op.MatMul(op.MatMul(op.weight(4, 6), x), y), op.weight(4, 1))
+
+
+@refuses(Reason.NEEDS_NO_SHIFT)
+def shift_of_a_product(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 6)) -> Outputs:
+    y = op.MatMul(op.Sigmoid(x), op.MatMul(y, op.weight(6, 5)))
+    return op.batch_norm(op.Transpose(y, perm=[0, 2, 1]))
+
+
+@refuses(Reason.NEEDS_NO_SHIFT)
+def softmax_along_the_columns(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 6)) -> Outputs:
+    y = op.MatMul(op.Softmax(x, axis=1), op.MatMul(y, op.weight(6, 5)))
+    return op.batch_norm(op.Transpose(y, perm=[0, 2, 1]))
+
+
+@refuses(Reason.NEEDS_NO_SHIFT, opset=11)
+def softmax_of_all_axes(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 6)) -> Outputs:
+    y = op.MatMul(op.Softmax(x), op.MatMul(y, op.weight(6, 5)))
+    return op.batch_norm(op.Transpose(y, perm=[0, 2, 1]))
+
+
+@refuses(Reason.NEEDS_NO_SHIFT)
+def shift_along_the_rows(op: Graph, x: Input = (2, 6, 3), y: Input = (2, 3, 5)) -> Outputs:
+    return op.batch_norm(op.MatMul(op.Conv(x, op.weight(4, 6, 1)), y))
+
+
+@refuses(Reason.MIXED_AXES)
+def rows_and_columns(op: Graph, x: Input = (2, 6, 4), y: Input = (2, 4, 4)) -> Outputs:
+    return op.Mul(op.MatMul(op.MatMul(op.weight(4, 6), x), y), op.weight(4, 4))
+
+
+@refuses(Reason.MIXED_AXES)
+def product_with_a_vector(op: Graph, x: Input = (2, 3, 3), y: Input = (6,)) -> Outputs:
+    return op.Mul(op.MatMul(x, op.MatMul(y, op.weight(6, 3))), op.weight(3))
 
 
 @refuses(Reason.NOT_CONSTANT)
