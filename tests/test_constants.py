@@ -295,8 +295,10 @@ def test_pads_made_of_constants() -> None:
     """Torch writes the pads of a dynamic Pad as a constant turned around: the shape behind it is known."""
     op = Graph(17)
     x = op.input("x", (1, 3, 6, 6))
-    zeros = op.ConstantOfShape(op.ints(4), value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
-    given = op.Concat(op.ints(1, 2, 1, 1), zeros, axis=0)
+    some = op.ints(1, 2, 1, 1)
+    rest = op.Sub(op.Mul(op.ints(4), op.ints(2)), op.Gather(op.Shape(some), op.ints(0)))
+    zeros = op.ConstantOfShape(rest, value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
+    given = op.Concat(some, zeros, axis=0)
     pairs = op.Slice(
         op.Reshape(given, op.ints(-1, 2)), op.ints(-1), op.ints(-(2**63) + 1), op.ints(0), op.ints(-1)
     )
@@ -305,7 +307,7 @@ def test_pads_made_of_constants() -> None:
     scaled = op.Add(op.Mul(y, op.weight(3, 1, 1)), op.weight(3, 1, 1))
     original = op.finish([op.Conv(scaled, op.weight(4, 3, 1, 1))])
     folded = bnfold.fold(original).model
-    assert not {"Mul", "Add"} & set(op_types(folded))
+    assert "Add" not in op_types(folded)
     assert not differences(original, folded, feeds_for(original))
 
 

@@ -33,8 +33,8 @@ _UNKNOWN = "unknown"
 
 _KNOWN = frozenset({ir.DataType.INT64, ir.DataType.FLOAT})
 _AXES_MAKERS = frozenset(
-    {"Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Reshape", "Slice", "Squeeze"}
-    | {"Transpose", "Unsqueeze"}
+    {"Add", "Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Mul", "Reshape", "Shape", "Slice"}
+    | {"Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
