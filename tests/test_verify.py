@@ -983,7 +983,8 @@ def reference_cases() -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     yield "Pad", [], {"pads": [0, 0, 1, 1, 0, 0, 1, 1]}
     yield "DepthToSpace", [], {"blocksize": 2}
     yield "SpaceToDepth", [], {"blocksize": 2}
-    for op in ("ReduceMean", "ReduceSum", "ReduceMax"):
+    yield "CastLike", [np.float64([1])], {}
+    for op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"):
         yield op, [], {"axes": [2, 3]}
         yield op, [ints(2, 3)], {}
     window = {"kernel_shape": [3, 3], "strides": [2, 2]}

@@ -23,8 +23,8 @@ Array = NDArray[Any]
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _WEIGHTED |= {"Mul", "Add", "Sub", "Div", "LSTM", "GRU", "RNN"}
-_CARRIERS = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand"})
-_CARRIERS |= {"DequantizeLinear"}
+_CARRIERS = frozenset({"Identity", "Cast", "CastLike", "Unsqueeze", "Squeeze", "Reshape", "Transpose"})
+_CARRIERS |= {"Expand", "DequantizeLinear"}
 _INTEGERS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 

@@ -28,7 +28,7 @@ _FROM_7 = (
     "Abs Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose "
     "DepthToSpace Div Dropout Elu Exp Flatten GRU Gather Gemm GlobalAveragePool GlobalMaxPool "
     "HardSigmoid Identity InstanceNormalization LSTM LeakyRelu MatMul MaxPool Mul Neg PRelu Pad Pow "
-    "RNN ReduceMax ReduceMean ReduceSum Relu Reshape Selu Shape Sigmoid Slice Softplus Softsign "
+    "RNN ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape Selu Shape Sigmoid Slice Softplus Softsign "
     "SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile Transpose Unsqueeze"
 )
 _LATER = {
@@ -42,6 +42,7 @@ _LATER = {
     "LogSoftmax": 13,
     "Softmax": 13,
     "HardSwish": 14,
+    "CastLike": 15,
     "LayerNormalization": 17,
     "Gelu": 20,
 }
