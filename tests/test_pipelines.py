@@ -126,9 +126,10 @@ def _python(text: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_static_quantization(folder: Path) -> None:
+def test_static_quantization(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fold goes before the quantizer, and the table on the page says what that does."""
     example = blocks("Before static quantization")[0]
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = runpy.run_path(str(ROOT / "benchmarks" / "quantization.py"))
     with np.load(ROOT / "models" / "digits_test.npz") as data:
         calibration = script["Images"](data["images"][:20].astype(np.float32))
