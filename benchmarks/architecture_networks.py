@@ -249,7 +249,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "LR-ASPP": vision("lraspp_mobilenet_v3_large", 1, 3, 64, 64),
     "R3D": vision("r3d_18", 1, 3, 4, 32, 32),
     "R(2+1)D": vision("r2plus1d_18", 1, 3, 4, 32, 32),
-    "S3D": vision("s3d", 1, 3, 16, 64, 64),
+    "S3D": vision("s3d", 1, 3, 16, 224, 224),
     "EfficientNet (cond. conv)": image("efficientnet_cc_b0_4e", 64),
     "ECA-ResNet": image("ecaresnet26t", 64),
     "GERNet": image("gernet_s", 64),

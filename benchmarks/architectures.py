@@ -101,7 +101,10 @@ def tried(name: str, exporters: list[str], folder: Path, keep: Path | None) -> d
 
 def folded(path: Path, keep: Path | None) -> dict[str, Any]:
     """Fold and verify one file."""
-    result = bnfold.fold(path)
+    try:
+        result = bnfold.fold(path)
+    except bnfold.BnfoldError as refused:
+        return {"failure": str(refused)[:110]}
     target = path.with_suffix(".folded.onnx")
     result.save(target)
     verdict = bnfold.verify(path, target, shared=True)
