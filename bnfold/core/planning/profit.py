@@ -5,7 +5,7 @@
 * The constants of a decomposed LayerNormalization or Gelu stay: ONNX Runtime recognizes these runs of
   nodes and executes each as one kernel, which costs less than what is left once a constant moved out.
 * One factor for all of a product of two tensors stays behind it: the scores of attention, which ONNX Runtime
-  scales in the product itself and recognizes by it.
+  scales in the product itself (FusedMatMul) and recognizes by it.
 * A Relu becomes a Max with constants if that removes more affine nodes than it turns activations: a Max
   took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain only where no
   convolution is near (0.8 times BatchNormalization and Relu on matrices). Between convolutions ONNX
