@@ -186,10 +186,9 @@ def printable_lines(lines: Iterable[str]) -> str:
 
 
 def _fate(row: Row) -> list[str]:
-    if row.status == "kept":
-        return ["kept", *(_refused(refusal) for refusal in row.refusals)]
-    if row.status == "merged":
-        return [f"merged into {_list(row.leaves)}"]
+    if row.status != "folded":
+        what = "kept" if row.status == "kept" else f"merged into {_list(row.leaves)}"
+        return [what, *(_refused(refusal) for refusal in row.refusals)]
     into = f"into {_list(row.into)}" if row.into else "away: it changed nothing"
     through = f" through {_list(row.through)}" if row.through else ""
     leaves = f"; the shift stays as {_list(row.leaves)}" if row.leaves else ""

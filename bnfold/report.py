@@ -52,7 +52,7 @@ class Row:
         through: the nodes it passed on the way.
         leaves: affine nodes that stay in its place, as "name (OpType)".
         copies: nodes of which a copy serves the other readers, as "name (OpType)".
-        refusals: for a kept one, one refusal per direction.
+        refusals: for one that is kept or was merged, one refusal per direction.
         per_channel: whether the map differs between channels.
     """
 

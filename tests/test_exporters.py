@@ -27,6 +27,9 @@ STAYS = {"anysize.tf2onnx-raw": 1}
 # The bias of a matrix product is in its place.
 _IN_PLACE = {bnfold.Reason.DENSE_BIAS}
 
+# Of the last Relu's eight channels: one batch norm costs less than what the Relu would become.
+BATCH_NORMS = {"preactivation.keras-tf": 1, "preactivation.tf2onnx": 1}
+
 
 def feeds(model: ModelProto, batch: int, side: int) -> dict[str, Array]:
     """Random images for every input, open dimensions filled in."""
@@ -40,13 +43,16 @@ def feeds(model: ModelProto, batch: int, side: int) -> dict[str, Array]:
 
 @pytest.mark.parametrize("path", EXPORTS, ids=lambda path: path.stem)
 def test_every_form_folds(path: Path) -> None:
-    """No map between layers is left, and the outputs stay, whatever the batch and the image size."""
+    """No map between layers is left that is worth moving, and the outputs stay, whatever the sizes are."""
     model = onnx.load(path)
     result = bnfold.fold(model)
-    left = [row for row in result.report.rows if row.status != "folded"]
+    left = [row for row in result.report.rows if row.status == "kept"]
     left = [row for row in left if not _IN_PLACE & {refusal.reason for refusal in row.refusals}]
     assert len(left) == STAYS.get(path.stem, 0), [(row.name, row.refusals) for row in left]
-    assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
+    norms = {row.leaves for row in result.report.rows if row.status == "merged"}
+    assert len(norms) == BATCH_NORMS.get(path.stem, 0)
+    kinds = Counter(node.op_type for node in result.model.graph.node)
+    assert kinds["BatchNormalization"] == len(norms)
     for batch, side in ((1, 8), (3, 14)):
         given = feeds(model, batch, side)
         expected = outputs_of(model, truth(model, given))

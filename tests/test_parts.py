@@ -184,3 +184,50 @@ def test_scale_down_while_shift_meets_a_map() -> None:
     others = {"Tanh": 1, "Sigmoid": 1, "Add": 1, "Conv": 1, "Relu": 1}
     assert left(write) == others | {"BatchNormalization": 1}
     assert left(write, portable=True) == others | {"Mul": 1, "BatchNormalization": 1}
+
+
+# ---------------------------------------------------------------- below a Transpose
+
+
+def channels_last(
+    op: Graph, channels: int = 8, *, relu: str = "Relu", twice: bool = False, constants: int = 3
+) -> list[str]:
+    """A map between Transposes that a sum keeps from moving up, and a Relu from moving down."""
+    x = op.Transpose(op.Conv(images(op, 3), op.weight(channels, 3, 1, 1)), perm=[0, 2, 3, 1])
+    total = op.Add(x, op.Tanh(x))
+    y = op.Mul(total, op.weight(channels))
+    y = op.Add(op.Sub(y, op.weight(channels)), op.weight(channels)) if constants == 3 else y
+    y = op.Cast(getattr(op, relu)(y), to=1)
+    outputs = [op.Conv(op.Transpose(y, perm=[0, 3, 1, 2]), op.weight(4, channels, 1, 1))]
+    return [*outputs, op.Conv(op.Transpose(total, perm=[0, 3, 1, 2]), op.weight(4, channels, 1, 1))] + (
+        [op.Sigmoid(y)] if twice else []
+    )
+
+
+def test_below_a_transpose_a_run_is_one_batch_norm() -> None:
+    """Where it has the channels first; the Relu goes with it, and what stood between vanishes."""
+    result = fold(written(channels_last))
+    kinds = count(result.model)
+    assert kinds == {"Conv": 3, "Transpose": 3, "Tanh": 1, "Add": 1, "BatchNormalization": 1, "Relu": 1}
+    assert [row.status for row in result.report.rows] == ["merged"] * 3
+    assert {refusal.reason for row in result.report.rows for refusal in row.refusals} >= {
+        Reason.ACTIVATION_TURNS
+    }
+    order = [node.op_type for node in result.model.graph.node]
+    assert order[order.index("BatchNormalization") - 1] == "Transpose"
+
+
+@pytest.mark.parametrize(
+    ("options", "portable"),
+    [
+        ({"twice": True}, False),  # the Relu has another reader
+        ({"channels": 7}, False),  # fewer channels than fill a block of the runtime's layout
+        ({"constants": 1}, False),  # a single node, which no batch norm takes the place of
+        ({"relu": "Sigmoid"}, False),
+        ({}, True),
+    ],
+)
+def test_not_everything_goes_below(options: dict[str, int], portable: bool) -> None:
+    """Only a run in front of one Relu in front of one Transpose, where the runtime gains."""
+    kinds = left(lambda op: channels_last(op, **options), portable=portable)  # type: ignore[arg-type]
+    assert "BatchNormalization" not in kinds

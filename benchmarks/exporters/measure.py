@@ -120,8 +120,8 @@ def in_batches(path: Path, batch: int, seconds: float) -> dict[str, list[float]]
 
 def stays(report: bnfold.Report) -> dict[str, int]:
     """How many maps stay, by the reasons for it; not those that are in their place."""
-    left = [row for row in report.rows if row.status == "kept" and row.per_channel]
-    reasons = [sorted({refusal.reason.name for refusal in row.refusals}) for row in left]
+    left = {row.leaves or row.name: row for row in report.rows if row.status != "folded" and row.per_channel}
+    reasons = [sorted({refusal.reason.name for refusal in row.refusals}) for row in left.values()]
     return dict(Counter(", ".join(names) for names in reasons if "DENSE_BIAS" not in names))
 
 

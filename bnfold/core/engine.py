@@ -12,6 +12,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.graph.view import View, name_of
 from bnfold.core.planning.plan import Blocked, Direction, Plan, gaining
 from bnfold.core.planning.profit import worthwhile
+from bnfold.core.planning.walk.below import below
 from bnfold.core.planning.walk.down import go_down
 from bnfold.core.planning.walk.merge import merge
 from bnfold.core.planning.walk.split import leave_shift, split
@@ -85,7 +86,10 @@ class Engine:
         self._read_all()
         parts: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: split}
         rest: dict[Direction, Walk] = {**_HOMES, Direction.SPLIT: leave_shift}
-        stages = [_HOMES, parts, rest] if self.view.portable else [_HOMES, parts, _TURNING, rest, _MEETING]
+        lower: dict[Direction, Walk] = {**_HOMES, Direction.MERGE: below}
+        stages = [_HOMES, parts, rest]
+        if not self.view.portable:
+            stages = [_HOMES, parts, lower, _TURNING, rest, _MEETING]
         more = True
         while more:
             while any(self._until_nothing_moves(writer, walks) and walks is not _HOMES for walks in stages):
@@ -156,7 +160,7 @@ class Engine:
         passed = (node for node in plan.path if node not in absorbed and node not in plan.bypassed)
         through = tuple(describe(node) for node in passed)
         self.touched |= plan.touched() | set(plan.path)
-        merged = bool(plan.restated) and not absorbed
+        merged = plan.direction is Direction.MERGE or (bool(plan.restated) and not absorbed)
         told = (plan.seed, *plan.bypassed, *(plan.restated if merged else ()))
         rows = [self.rows[node] for node in told if node in self.rows]
         _, affine = self.view.read(plan.seed)
@@ -168,7 +172,7 @@ class Engine:
         for row in rows:
             row.status = "merged" if merged else "folded"
             row.direction = "" if merged else plan.direction.value
-            row.into, row.through, row.refusals = into, through, ()
+            row.into, row.through, row.refusals = into, through, row.refusals if merged else ()
             row.leaves, row.copies = tuple(describe(node) for node in left), copied
 
     def _bias_rounding(self, plan: Plan) -> float:

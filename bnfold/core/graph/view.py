@@ -98,6 +98,15 @@ class View:
         """Whether ``read`` gives a map."""
         return not isinstance(self._known(node), Reason)
 
+    def is_noop(self, node: ir.Node) -> bool:
+        """Whether the node gives what it gets: an Identity, or a Cast to the type that is there."""
+        site = self.site(node)
+        if not site.version:
+            return False
+        if node.op_type == "Identity":
+            return True
+        return node.op_type == "Cast" and site.target_type() == self.facts.dtype(site.input(0))
+
     def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         """Every use of a value; not those that ask only for its shape or type, which no map changes."""
         for node, index in value.uses():

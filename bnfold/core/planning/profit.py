@@ -7,11 +7,13 @@
 * One factor for all of a product of two tensors stays behind it: the scores of attention, which ONNX Runtime
   scales in the product itself (FusedMatMul) and recognizes by it.
 * A Relu becomes a Max with constants if that removes more affine nodes than it turns activations: a Max
-  took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain only where no
-  convolution is near (0.8 times BatchNormalization and Relu on matrices). Between convolutions ONNX
-  Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max leaves: 1.08 to
-  1.09 times the time of whole residual and dense blocks. In front of a Relu that it runs with the layer
-  before it a Max was never a gain.
+  took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain where no
+  convolution is near (0.8 times BatchNormalization and Relu on matrices). Between convolutions of images ONNX
+  Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max leaves: 1.1 to
+  1.6 times the time of whole residual and dense blocks. So what one batch norm can state is left as one, if
+  need be below the Transpose in front of a convolution (DenseNet-121 of Keras on torch: 1.02 times its twin
+  without batch norms, 1.13 with Max). In front of a Relu that ONNX Runtime runs with the layer before it a
+  Max was never a gain.
 * A Max and a Min (channels of both signs) are two such nodes: a gain over three, and over two where the
   channels are last; where they are first, one BatchNormalization takes half the time of the pair
   (``benchmarks/activation_bounds.py``).
@@ -39,6 +41,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.graph.view import View
 from bnfold.core.planning.leftover import leftover
 from bnfold.core.planning.plan import Blocked, Direction, Plan
+from bnfold.core.planning.walk.merge import run_from
 from bnfold.core.reasons import Reason
 
 # What only moves values; what multiplies them.
@@ -47,6 +50,7 @@ _MULTIPLIES = frozenset({"Conv", "Gemm", "MatMul"})
 _FEW_MULTIPLICATIONS = 64 * 64
 _MOST_STORED = 1 << 16
 _CHANNELS_OF_A_BLOCK = 8
+_RANK_OF_IMAGES = 4
 
 
 def worthwhile(view: View, plan: Plan) -> Plan:
@@ -87,8 +91,17 @@ def shift_is_worth_leaving(view: View, run: list[ir.Node], whole: Affine) -> boo
         return False
     if view.portable or whole.volume < _CHANNELS_OF_A_BLOCK:
         return True
-    left = leftover(whole, run[-1].outputs[0], view.facts, view.opset)
-    return left is None or left.op_type != "BatchNormalization"
+    return not _is_one_batch_norm(view, run, whole)
+
+
+def is_blocked(view: View, affine: Affine, value: ir.Value) -> bool:
+    """Whether the map on a value is a batch norm that ONNX Runtime may run in its layout of images."""
+    left = leftover(affine, value, view.facts, view.opset)
+    return left is not None and left.op_type == "BatchNormalization" and _fills_blocks(affine)
+
+
+def _fills_blocks(affine: Affine) -> bool:
+    return affine.rank == _RANK_OF_IMAGES and affine.volume >= _CHANNELS_OF_A_BLOCK
 
 
 def _multiplies_little(view: View, node: ir.Node, held: set[int]) -> bool:
@@ -108,17 +121,35 @@ def _multiplies_little(view: View, node: ir.Node, held: set[int]) -> bool:
 
 
 def _is_worth_turning(view: View, plan: Plan, turned: int) -> bool:
-    _, affine = view.read(plan.seed)
-    merges = affine.rank >= 3 and set(affine.sizes()) == {1}
-    gone = len(plan.bypassed) - len(plan.stays) - len(plan.copies)
+    starts = dict.fromkeys(_start(view, node) for node in plan.bypassed)
+    runs = [run_from(view, node) for node in starts]
+    blocked = [run for run, whole in runs if _is_one_batch_norm(view, run, whole) and _fills_blocks(whole)]
+    merging = sum(len({*run} & {*plan.bypassed}) - 1 for run in blocked)
+    gone = len(plan.bypassed) - merging - len(plan.stays) - len(plan.copies)
     if any(becomes.then is not None for becomes in plan.becomes.values()):
-        return not merges and gone > turned
+        return not blocked and gone > turned
     if gone > turned:
         return True
     producer = _data_producer(view, plan.seed)
     is_bias = producer is not None and producer.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
-    fused = is_bias or (merges and plan.seed.op_type == "BatchNormalization")
-    return gone == turned == 1 and plan.direction is Direction.DOWN and not fused
+    return gone == turned == 1 and plan.direction is Direction.DOWN and not is_bias and not blocked
+
+
+def _start(view: View, node: ir.Node) -> ir.Node:
+    """The first node of the run of affine nodes that this one is part of."""
+    while (producer := _data_producer(view, node)) is not None and view.is_affine(producer):
+        if node not in run_from(view, producer)[0]:
+            break
+        node = producer
+    return node
+
+
+def _is_one_batch_norm(view: View, run: list[ir.Node], whole: Affine) -> bool:
+    """Whether a run of affine nodes is one batch norm, or would be left as one."""
+    if len(run) == 1:
+        return run[0].op_type == "BatchNormalization"
+    left = leftover(whole, run[-1].outputs[0], view.facts, view.opset)
+    return left is not None and left.op_type == "BatchNormalization"
 
 
 def _is_product(view: View, node: ir.Node) -> bool:

@@ -43,7 +43,7 @@ def _narrowed(
     producer = value.producer()
     for reader, _ in uses:
         rest = [use for use in uses if use[0] is not reader]
-        if _is_noop(view, reader) and _may_go(reader, value):
+        if view.is_noop(reader) and _may_go(reader, value):
             return value, rest + _skip(writer, reader, value)
         if producer is not None and _undoes(view, reader, producer):
             source = producer.inputs[0]
@@ -51,7 +51,7 @@ def _narrowed(
                 moved = _skip(writer, reader, source)
                 writer.sweep()  # nothing may read the first one any more
                 return source, moved
-    if producer is None or producer.graph is None or not _is_noop(view, producer):
+    if producer is None or producer.graph is None or not view.is_noop(producer):
         return None
     source = producer.inputs[0]
     if source is None or len(value.uses()) > len(uses) or not _may_go(producer, source):
@@ -62,15 +62,6 @@ def _narrowed(
 def _skip(writer: Writer, node: ir.Node, source: ir.Value) -> list[Use]:
     """Remove a node whose output is ``source``; a name that the model came with outlives a new one."""
     return writer.skip(node, source, takes_name=writer.is_given(node.outputs[0]))
-
-
-def _is_noop(view: View, node: ir.Node) -> bool:
-    site = view.site(node)
-    if not site.version:
-        return False
-    if node.op_type == "Identity":
-        return True
-    return node.op_type == "Cast" and site.target_type() == view.facts.dtype(site.input(0))
 
 
 def _undoes(view: View, node: ir.Node, first: ir.Node) -> bool:
