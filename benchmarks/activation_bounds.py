@@ -49,6 +49,8 @@ CASES: list[tuple[str, Step, Step, tuple[int, ...], int]] = [
     ("Max, Min / Mul, Add, Relu", mul_add, two_bounds, (1, 56, 56, 64), 3),
 ]
 
+LIGHT = [(32, (32, 32)), (8, (32, 32)), (3, (32, 32)), (32, (1024,)), (32, (8, 16, 16))]
+
 
 def chain(step: Step, shape: tuple[int, ...], axis: int, length: int = 6) -> onnx.ModelProto:
     """The step several times in a row."""
@@ -80,6 +82,17 @@ def residual(bounds: bool, size: int = 28, width: int = 256) -> onnx.ModelProto:
     return op.finish([op.GlobalAveragePool(_in_front(op, y, width, bounds))], 8)
 
 
+def light(bounds: bool, width: int, *sizes: int) -> onnx.ModelProto:
+    """Four pre-activation residual blocks of one 1×1 convolution, on images, sequences or volumes."""
+    op = Graph(17)
+    ones = [1] * len(sizes)
+    y = op.Conv(op.input("x", (1, 3, *sizes)), op.weight(width, 3, *(3 * one for one in ones)), pads=ones * 2)
+    for _ in range(4):
+        inner = op.Max(y, op.weight(width, *ones)) if bounds else op.Relu(op.batch_norm(y, channels=width))
+        y = op.Add(y, op.Conv(inner, op.weight(width, width, *ones)))
+    return op.finish([y], 8)
+
+
 def _in_front(op: Graph, x: str, channels: int, bounds: bool) -> str:
     layout = (channels, 1, 1)
     return (one_bound if bounds else batch_norm)(op, x, layout, channels)
@@ -96,6 +109,10 @@ def pairs() -> Iterator[tuple[str, onnx.ModelProto, onnx.ModelProto]]:
         yield f"{name}, {'×'.join(map(str, shape))}", chain(before, shape, axis), chain(after, shape, axis)
     yield "Max / BatchNormalization, Relu, in dense blocks", dense(False), dense(True)
     yield "Max / BatchNormalization, Relu, in residual blocks", residual(False), residual(True)
+    for width, sizes in LIGHT:
+        name = "×".join(map(str, (1, width, *sizes)))
+        made = (light(bounds, width, *sizes) for bounds in (False, True))
+        yield f"Max / BatchNormalization, Relu, in light residual blocks, {name}", *made
 
 
 def main() -> None:
