@@ -7,17 +7,17 @@
 * One factor for all of a product of two tensors stays behind it: the scores of attention, which ONNX Runtime
   scales in the product itself (FusedMatMul) and recognizes by it.
 * A Relu becomes a Max with constants if that removes more affine nodes than it turns activations: a Max
-  took 0.4 to 0.5 times as long as Mul, Add and Relu. Against a single batch norm it is a gain where no
-  convolution of images is near (0.8 times BatchNormalization and Relu on matrices, 0.96 in residual blocks of
-  sequences). Between these ONNX Runtime runs BatchNormalization and Relu as one kernel in its blocked layout,
-  which a Max leaves: 1.04 (8 channels) to 1.7 times (32) the time of light residual blocks, but 0.95 of those
-  of 3 channels, which fill no block. So what one batch norm can state is left as one, if
-  need be below the Transpose in front of a convolution (DenseNet-121 of Keras on torch: 1.02 times its twin
-  without batch norms, 1.13 with Max). In front of a Relu that ONNX Runtime runs with the layer before it a
-  Max was never a gain.
-* A Max and a Min (channels of both signs) are two such nodes: a gain over three, and over two where the
-  channels are last; where they are first, one BatchNormalization takes half the time of the pair
-  (``benchmarks/activation_bounds.py``).
+  took half the time of Mul, Add and Relu. Against a single batch norm it is a gain where no convolution of
+  images is near (0.95 times BatchNormalization and Relu on matrices, 0.97 in residual blocks of sequences).
+  Between these ONNX Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max
+  leaves: 1.03 (8 channels) to 1.7 times (32) the time of light residual blocks, but 0.95 of those of 3
+  channels, which fill no block. So what one batch norm can state is left as one, if need be below the
+  Transpose in front of a convolution (DenseNet-121 of Keras on torch: 1.02 times its twin without batch
+  norms, 1.13 with Max). In front of a Relu that ONNX Runtime runs with the layer before it a Max was never
+  a gain.
+* A Max and a Min (channels of both signs) are two such nodes: a gain over three, and about even over two
+  where the channels are last (0.87 and 1.04 on two machines); where they are first, one BatchNormalization
+  takes 0.6 times as long as the pair (``benchmarks/activation_bounds.py``).
 * A single BatchNormalization stays although a layer that pads could take its scale and leave an Add: behind
   a convolution ONNX Runtime runs it in its blocked layout, which the Add leaves (0.95 to 0.96 of the time of
   the block with the Add, elsewhere 0.98 to 1.01). So do several nodes that one BatchNormalization can state,
