@@ -681,3 +681,16 @@ def test_ports_and_names() -> None:
 def test_opsets(opset: int) -> None:
     """Every opset from 7 on."""
     assert operators(merged(written(rep_vgg, opset=opset))[0]) == {"Conv": 1}
+
+
+def test_merged_layers_merge_with_the_next() -> None:
+    """What branches became may be one layer with the one behind: everything is done at once."""
+    op = Graph(17)
+    x = op.input("x", ("N", 5, 6))
+    y = op.Add(op.MatMul(x, op.weight(6, 6)), op.Add(op.MatMul(x, op.weight(6, 6)), op.weight(6)))
+    parts = [op.MatMul(y, op.weight(6, 6)) for _ in range(3)]
+    model = op.finish([op.Add(parts[0], op.Sub(parts[1], parts[2]))], 8)
+    result = bnfold.fold(model)
+    assert Counter(node.op_type for node in result.model.graph.node) == {"MatMul": 1, "Add": 1}
+    assert not bnfold.fold(result.model).report.changed
+    assert not differences(model, result.model, feeds_for(model, {"N": 2}))

@@ -837,6 +837,16 @@ def test_leftovers_merge(dtype: int) -> None:
     assert (result.report.folded, result.report.merged) == (0, 2)
 
 
+def test_leftovers_of_one_channel() -> None:
+    """A map that varies along another axis is no batch norm, though there is one channel only."""
+
+    def write(op: Graph) -> str:
+        y = op.Add(op.Mul(op.Sigmoid(op.input("x", (2, 1, 9))), op.weight(9)), op.weight(9))
+        return str(op.Sigmoid(y))
+
+    assert count(fold(written(write)).model) == {"Sigmoid": 2, "Mul": 1, "Add": 1}
+
+
 def test_leftovers_stay_when_portable() -> None:
     """``portable`` merges nothing."""
     assert not fold(written(leftovers), portable=True).report.changed

@@ -77,8 +77,8 @@ class OptimizePass(RewritePass):
 
     def _fold_and_merge(self, work: _Work) -> None:
         work.do(self._fold, keeps_shapes=True)
-        while self.merge and work.do(merge_branches) and work.do(self._fold, keeps_shapes=True):
-            pass
+        while self.merge and work.do(merge_branches):
+            work.do(self._fold, keeps_shapes=True)
 
 
 class _Work:

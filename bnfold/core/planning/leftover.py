@@ -57,7 +57,7 @@ def _batch_norm(affine: Affine, value: ir.Value, facts: Facts) -> Leftover | Non
     if facts.dtype(value) not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or shape is None:
         return None
     channels = shape[1] if len(shape) >= 3 else None
-    if not isinstance(channels, int) or (channels > 1 and set(affine.sizes()) != {1}):
+    if not isinstance(channels, int) or set(affine.sizes()) != ({1} if channels > 1 else set()):
         return None
     scale, shift = affine.along(1, channels)
     return Leftover(
