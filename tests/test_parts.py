@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_planner import count, fold, image, refusals, written
 
 from bnfold.core.example import Graph
@@ -231,3 +233,33 @@ def test_not_everything_goes_below(options: dict[str, int], portable: bool) -> N
     """Only a run in front of one Relu in front of one Transpose, where the runtime gains."""
     kinds = left(lambda op: channels_last(op, **options), portable=portable)  # type: ignore[arg-type]
     assert "BatchNormalization" not in kinds
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_whatever_stands_around_a_transpose(data: st.DataObject) -> None:
+    """Random runs in front of Relus and Transposes, no-ops between, results read elsewhere: promises hold."""
+
+    def flag(often: int = 4) -> bool:
+        return data.draw(st.integers(1, often)) == 1
+
+    def write(op: Graph) -> list[str]:
+        channels = data.draw(st.sampled_from([1, 7, 8, 9]))
+        x = op.Transpose(op.Conv(images(op, 3), op.weight(channels, 3, 1, 1)), perm=[0, 2, 3, 1])
+        y = outputs = op.Add(x, op.Tanh(x))
+        made = []
+        for _ in range(data.draw(st.integers(1, 4))):
+            size = data.draw(st.sampled_from([(channels,), (1, 1, channels), (1,), (4, 1, 1)]))
+            constant = op.positive(*size) if flag(2) else op.weight(*size)
+            y = getattr(op, data.draw(st.sampled_from(["Mul", "Add", "Sub"])))(y, constant)
+        for op_type in ("Relu", "Transpose"):
+            if flag():
+                y = op.Cast(y, to=1) if flag(2) else op.Identity(y)
+            if flag(8):
+                made.append(op.Sigmoid(y))
+            orders = [[0, 3, 1, 2], [0, 3, 2, 1], [0, 2, 3, 1]]
+            more = {"perm": data.draw(st.sampled_from(orders))} if op_type == "Transpose" else {}
+            y = getattr(op, op_type)(y, **more)
+        return [op.Sigmoid(y), op.Sigmoid(outputs), *made]
+
+    fold(written(write))

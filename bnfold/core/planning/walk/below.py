@@ -26,8 +26,8 @@ def below(view: View, seed: ir.Node) -> Plan:
         require(not view.portable, Reason.NO_GAIN)
         run, whole = run_from(view, seed)
         require(len(run) > 1, Reason.NO_GAIN)
-        path = _path(view, run[-1])
-        relu, transpose = path[0], path[-1]
+        path = list(_path(view, run[-1]))
+        relu, transpose = (node for node in path if not view.is_noop(node))
         order = transpose.attributes.get_ints("perm", ())
         require(len(order) == whole.rank, Reason.NO_GAIN)
         turned = whole.rearranged(lambda array: array.transpose(order))
@@ -40,19 +40,17 @@ def below(view: View, seed: ir.Node) -> Plan:
     return plan
 
 
-def _path(view: View, node: ir.Node) -> list[ir.Node]:
-    """The Relu behind a node, the Transpose behind that, and the no-ops between them."""
-    path: list[ir.Node] = []
+def _path(view: View, node: ir.Node) -> Iterator[ir.Node]:
+    """The Relu behind a node, the Transpose behind that, and the no-ops before either."""
+    wanted = ["Relu", "Transpose"]
     for reader in _readers(view, node):
-        wanted = "Transpose" if path else "Relu"
-        if reader.op_type == wanted and view.site(reader).version:
-            path.append(reader)
-            if wanted == "Transpose":
-                return path
-        elif not view.is_noop(reader):
-            break
-        elif path:
-            path.append(reader)
+        if reader.op_type == wanted[0] and view.site(reader).version:
+            wanted.pop(0)
+        else:
+            require(view.is_noop(reader), Reason.NO_GAIN)
+        yield reader
+        if not wanted:
+            return
     raise Refused(Reason.NO_GAIN)
 
 
