@@ -686,3 +686,13 @@ def test_slimmed_digits() -> None:
     assert result.report.pruned >= 1
     assert result.report.work_after < 0.9 * result.report.work_before
     assert result.model.ByteSize() < 0.9 * original.ByteSize()
+
+
+def test_a_mask_that_nobody_reads() -> None:
+    """It is as narrow as the output beside it, so it cannot keep its name either."""
+    op = Graph(17)
+    x = block(op, op.input("x", (1, 3, 6, 6)), 3, 4, [1])
+    dropped, mask = op.Dropout(x, outputs=2)
+    result, report = pruned(op.finish([op.Conv(dropped, op.weight(2, 4, 1, 1))], 8))
+    assert any(layer.removed for layer in report.channels)
+    assert mask not in {name for node in result.graph.node for name in node.output}

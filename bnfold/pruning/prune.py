@@ -169,9 +169,16 @@ def _carry_out(writer: Writer, node: Node, cut: Cut, data: dict[int, ir.TensorPr
     return changes
 
 
+def _is_needed(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def _narrow(writer: Writer, value: ir.Value, axis: int, size: int) -> None:
     """A tensor with fewer channels has another content, so another name."""
-    value.name = writer.fresh(f"{value.name}_pruned")
+    producer = value.producer()
+    unread = [] if producer is None else [each for each in producer.outputs if not _is_needed(each)]
+    for each in dict.fromkeys([value, *unread]):  # the mask of a Dropout is as narrow as its output
+        each.name = writer.fresh(f"{each.name}_pruned")
     if value.shape is not None and axis < len(value.shape):
         dims = list(value.shape)
         dims[axis] = size
