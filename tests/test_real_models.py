@@ -151,7 +151,7 @@ MODELS = {
         11,
         0,
     ),
-    # Behind a Relu and in front of padding: an Add for the shift would take as long.
+    # Behind a Relu and in front of padding: what would be left is an Add.
     "mesonet": Other({"input": (1, 256, 256, 3)}, 4, 3),
     "minifasnet-v2": Other({"input": (1, 3, 80, 80)}, 1, 0),
     "ppocr-mobile-v1.1-det": Other({"image": (1, 3, 64, 96)}, 49, 0),
