@@ -1,6 +1,6 @@
 """Every family of networks with batch norms that timm and torchvision have, from every exporter of torch.
 
-    python benchmarks/architectures.py [--only NAME] [--again] [--keep FOLDER]
+    python benchmarks/architectures.py [--only NAME] [--exporters NAMES] [--keep FOLDER]
     python benchmarks/architectures.py --page
 
 For each family: the interpreter named by BNFOLD_TORCH_PYTHON writes one small network
