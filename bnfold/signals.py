@@ -14,6 +14,9 @@ Mask = Collection[int]
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _HAS_MASK = hasattr(signal, "pthread_sigmask")
 
+# That one came: what it raises within a finalizer, Python prints and ignores.
+_TOLD = threading.Event()
+
 
 @contextmanager
 def orderly() -> Iterator[None]:
@@ -22,6 +25,7 @@ def orderly() -> Iterator[None]:
         yield
         return
     before = {each: signal.getsignal(each) for each in _SIGNALS}
+    _TOLD.clear()
     try:
         for each, handler in before.items():
             if handler is not signal.SIG_IGN:  # nohup
@@ -30,6 +34,12 @@ def orderly() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def heed() -> None:
+    """Raise ``KeyboardInterrupt`` if a signal came, though what it raised was lost."""
+    if _TOLD.is_set():
+        raise KeyboardInterrupt
 
 
 def deferred() -> AbstractContextManager[Mask]:
@@ -59,4 +69,5 @@ def _masked(how: str, signals: Mask) -> Iterator[Mask]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _TOLD.set()
     raise KeyboardInterrupt

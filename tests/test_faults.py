@@ -275,3 +275,23 @@ def test_told_to_stop_at_any_line(tmp_path: Path) -> None:
             assert target.read_text() == "new"
             break
     assert stopped > 50
+
+
+class Finalized:
+    """Sends this process a signal when it goes: what is raised then, Python ignores."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_told_to_stop_within_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal is heeded all the same, once; the next run starts afresh."""
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with signals.orderly():
+        Finalized()
+        assert len(ignored) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signals.heed()
+    with signals.orderly():
+        signals.heed()

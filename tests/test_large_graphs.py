@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import bnfold
+from bnfold.core.example import Graph
 from bnfold.core.graph import view
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -42,6 +43,22 @@ def test_twice_the_nodes_are_twice_the_work(chain: Callable[[int], onnx.ModelPro
     calls(chain(20))
     small, middle, large = (calls(chain(nodes)) for nodes in (200, 400, 800))
     assert large - middle < 2.2 * (middle - small)
+
+
+def in_a_row(nodes: int) -> onnx.ModelProto:
+    """So many affine nodes between a Sigmoid and a Relu, which no map passes without becoming a Max."""
+    op = Graph(17)
+    y = op.Sigmoid(op.input("x", (1, 8, 2, 2)))
+    for number in range(nodes):
+        y = (op.Mul if number % 2 else op.Add)(y, op.positive(8, 1, 1))
+    return op.finish([op.Conv(op.Relu(y), op.weight(4, 8, 1, 1))], 8)
+
+
+def test_a_row_of_maps_costs_no_more_than_its_square() -> None:
+    """Function calls of a fold of 20 and 40 affine nodes in a row: each looks at all the others, once."""
+    calls(in_a_row(5))
+    small, large = (calls(in_a_row(nodes)) for nodes in (20, 40))
+    assert large < 4.5 * small
 
 
 def test_twice_the_initializers_are_twice_the_work() -> None:

@@ -1,13 +1,12 @@
 """Fold every export of a folder, verify it, and compare its latency with the original's and its twin's.
 
-    python benchmarks/exporters/measure.py CACHE [--only NAME] [--seconds 4] [--batch 8] [--peers]
+    python benchmarks/exporters/measure.py CACHE [--only NAME] [--seconds 4] [--batch 8]
 
 Every export is one entry of results.json, written at once; what is there is not measured again (delete the
 entry, or the file, for that). One thread, ONNX Runtime at full optimization, interleaved by ``bnfold.bench``;
 the floor is the twin of ``benchmarks/twin.py``, the same graph without its affine nodes. ``--batch`` adds
-the same latencies on more images at a time to entries that lack them. ``--peers`` adds
-every optimizer of ``benchmarks/peers.py``, alone and with bnfold behind it, to the entries that lack them. An
-export takes about four times ``--seconds``, and twice as long again for each peer.
+the same latencies on more images at a time to entries that lack them. An export takes about four times
+``--seconds``; ``benchmarks/compare.py`` compares with other optimizers.
 """
 
 from __future__ import annotations
@@ -25,15 +24,12 @@ import onnx
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import peers  # noqa: E402
 import twin  # noqa: E402
 
 import bnfold  # noqa: E402
 from bnfold import files  # noqa: E402
 
 RESULTS = HERE / "results.json"
-# ONNX Runtime's extended optimizations are for one machine, and none of the others' business.
-PEERS = [name for name in peers.PEERS if name != "ort-extended"]
 
 
 def main() -> None:
@@ -45,7 +41,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only exports whose name contains this")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each comparison")
     parser.add_argument("--batch", type=int, help="images at a time, beside the one of the table")
-    parser.add_argument("--peers", action="store_true")
     asked = parser.parse_args()
     for path in sorted([*asked.cache.glob("*.onnx"), *asked.cache.glob("*.failed")]):
         if asked.only not in path.name:
@@ -63,9 +58,6 @@ def main() -> None:
             batches[str(asked.batch)] = in_batches(path, asked.batch, asked.seconds)
             entry = {**entry, "batches": batches}
             write(path.stem, entry)
-        if asked.peers and "peers" not in entry:
-            print(path.name, "and peers", flush=True)
-            write(path.stem, {**entry, "peers": against_peers(path, asked.seconds)})
 
 
 def results() -> dict[str, Any]:
@@ -136,24 +128,6 @@ def ratio(first: Path, second: Path, seconds: float, batch: int = 1) -> list[flo
         if time["low"] is not None:
             return [round(time[name], 4) for name in ("low", "estimate", "high")]
     raise SystemExit(f"{second.name} is too slow for --seconds {seconds:g}; give it more time.")
-
-
-def against_peers(path: Path, seconds: float) -> dict[str, Any]:
-    """For each peer: what it leaves, and the latency with bnfold behind it over that of the peer alone."""
-    found: dict[str, Any] = {}
-    with TemporaryDirectory() as name:
-        for peer in PEERS:
-            alone, both = (Path(name) / f"{peer}-{kind}.onnx" for kind in ("alone", "folded"))
-            ran = peers.optimize(peer, path, alone)
-            if ran.failure:
-                found[peer] = {"failure": ran.failure}
-                continue
-            result = bnfold.fold(alone)
-            result.save(both)
-            left = [sum(twin.affine_nodes(each)) for each in (alone, both)]
-            time = ratio(alone, both, seconds) if result.report.changed else None
-            found[peer] = {"left": left, "time": time}
-    return found
 
 
 if __name__ == "__main__":

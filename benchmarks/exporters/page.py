@@ -33,11 +33,15 @@ models (weights of initialization, parameters drawn, statistics from training-mo
 
 * **maps**: batch norms and the affine nodes that exporters write instead of them, before → after; the bias of
   a dense layer is none.
-* **stays**: reasons that [rules.md](rules.md) explains.
+* **stays**: reasons that [rules.md](rules.md) explains. `ACTIVATION_TURNS`: in front of a Relu that reads
+  a sum or a Concat, one batch norm is left of several nodes, which ONNX Runtime executes together with the
+  Relu; without it the Relu would have to become a Max, which is slower ([benchmarks.md](benchmarks.md)).
 * **/ original**, **/ twin**: latency of the fold over that of the original, and over that of the twin, the
   same graph without its affine nodes, which no fold can beat. Below 1 is faster. Median ratio of interleaved
   runs on one thread, ONNX Runtime at full optimization, and its 95 % interval; **bold** where a promise is
   missed by the whole interval: slower than the original, or more than 1.03 times the twin.
+
+Behind other optimizers the exports are measured in [benchmarks.md](benchmarks.md).
 """
 
 _BATCHES = """
@@ -49,17 +53,10 @@ processor's caches hold.
 | network | exporter | images | / original | / twin |
 |---|---|---|---|---|"""
 
-_PEERS = """
-## With other optimizers
-
-What each optimizer leaves of the maps, alone → with bnfold behind it, and the latency of both over that of
-the optimizer alone. Where bnfold found nothing to do there is no ratio.
-"""
-
 
 def page(results: dict[str, Any]) -> str:
     """The page for these results."""
-    sections = (_exporters(), _table(results), _failures(results), _batches(results), _peers(results))
+    sections = (_exporters(), _table(results), _failures(results), _batches(results))
     return "\n".join([_INTRO, *chain.from_iterable(sections)]) + "\n"
 
 
@@ -102,27 +99,6 @@ def _batches(results: dict[str, Any]) -> Iterator[str]:
         network, exporter = name.split(".", 1)
         speed = f"{_ratio(found['original'], 1.0)} | {_ratio(found['twin'], 1.03)}"
         yield f"| {network} | {exporter} | {batch} | {speed} |"
-
-
-def _peers(results: dict[str, Any]) -> Iterator[str]:
-    measured = {name: entry["peers"] for name, entry in results.items() if "peers" in entry}
-    if not measured:
-        return
-    yield _PEERS
-    peers = list(next(iter(measured.values())))
-    yield "| network | exporter | " + " | ".join(peers) + " |"
-    yield "|---|---|" + "---|" * len(peers)
-    for name, found in measured.items():
-        network, exporter = name.split(".", 1)
-        yield f"| {network} | {exporter} | " + " | ".join(_peer(found[peer]) for peer in peers) + " |"
-
-
-def _peer(found: dict[str, Any]) -> str:
-    if "failure" in found:
-        return "fails"
-    alone, both = found["left"]
-    time = "" if found["time"] is None else f", {_ratio(found['time'], 1.0)}"
-    return f"{alone} → {both}{time}"
 
 
 def _ratio(found: list[float], promised: float) -> str:

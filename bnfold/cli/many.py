@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import UnexpectedError
-from bnfold.signals import deferred, orderly, undeferred
+from bnfold.signals import deferred, heed, orderly, undeferred
 
 Work = Callable[[Path, Any], Any]
 
@@ -41,6 +41,7 @@ def each(models: Sequence[Path], work: Work, order: Any, jobs: int) -> Iterator[
     started = shown = 0
     try:
         while shown < len(models):
+            heed()
             while len(running) < jobs and started < len(models):
                 connection, process = _start(context, work, models[started], order)
                 running[connection] = (started, process)

@@ -38,12 +38,7 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
     try:
         if node.op_type == "Unsqueeze":
             return _unsqueezed(node, feeds)
-        if (
-            node.op_type == "Slice"
-            and len(feeds) > 4
-            and (steps := feeds[4]) is not None
-            and (steps < 0).any()
-        ):
+        if node.op_type == "Slice" and _runs_backwards(*feeds):
             return _sliced_backwards(feeds)
         return _run(node, feeds, opset)
     except Exception:  # whatever it raises, the value is left to the run time
@@ -71,6 +66,11 @@ def _unsqueezed(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None]) -> npt.
     if feeds[0] is None or axes is None:
         return None
     return np.expand_dims(feeds[0], tuple(int(axis) for axis in axes.reshape(-1)))
+
+
+def _runs_backwards(*feeds: npt.NDArray[Any] | None) -> bool:
+    steps = feeds[4] if len(feeds) > 4 else None
+    return steps is not None and bool((steps < 0).any())
 
 
 def _sliced_backwards(feeds: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:

@@ -98,6 +98,12 @@ class View:
         """Whether ``read`` gives a map."""
         return not isinstance(self._known(node), Reason)
 
+    def data_producer(self, node: ir.Node) -> ir.Node | None:
+        """What makes the data of an affine node; None for any other node, and for an input of the graph."""
+        known = self.affine(node)
+        value = None if known is None else node.inputs[known[0]]
+        return None if value is None else value.producer()
+
     def is_noop(self, node: ir.Node) -> bool:
         """Whether the node gives what it gets: an Identity, or a Cast to the type that is there."""
         site = self.site(node)

@@ -12,9 +12,8 @@
   Between these ONNX Runtime runs BatchNormalization and Relu as one kernel in its blocked layout, which a Max
   leaves: 1.03 (8 channels) to 1.7 times (32) the time of light residual blocks, but 0.95 of those of 3
   channels, which fill no block. So what one batch norm can state is left as one, if need be below the
-  Transpose in front of a convolution (DenseNet-121 of Keras on torch: 1.02 times its twin without batch
-  norms, 1.13 with Max). In front of a Relu that ONNX Runtime runs with the layer before it a Max was never
-  a gain.
+  Transpose in front of a convolution. In front of a Relu that ONNX Runtime runs with the layer before it a
+  Max was never a gain.
 * A Max and a Min (channels of both signs) are two such nodes: a gain over three, and about even over two
   where the channels are last (0.87 and 1.04 on two machines); where they are first, one BatchNormalization
   takes 0.6 times as long as the pair (``benchmarks/activation_bounds.py``).
@@ -34,6 +33,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import onnx_ir as ir
@@ -42,7 +42,7 @@ from bnfold.core.affine import Affine
 from bnfold.core.graph.view import View
 from bnfold.core.planning.leftover import leftover
 from bnfold.core.planning.plan import Blocked, Direction, Plan
-from bnfold.core.planning.walk.merge import run_from
+from bnfold.core.planning.walk.merge import run_through
 from bnfold.core.reasons import Reason
 
 # What only moves values; what multiplies them.
@@ -97,8 +97,7 @@ def shift_is_worth_leaving(view: View, run: list[ir.Node], whole: Affine) -> boo
 
 def is_blocked(view: View, affine: Affine, value: ir.Value) -> bool:
     """Whether the map on a value is a batch norm that ONNX Runtime may run in its layout of images."""
-    left = leftover(affine, value, view.facts, view.opset)
-    return left is not None and left.op_type == "BatchNormalization" and _fills_blocks(affine)
+    return _fills_blocks(affine) and _is_batch_norm(view, affine, value)
 
 
 def _fills_blocks(affine: Affine) -> bool:
@@ -122,34 +121,39 @@ def _multiplies_little(view: View, node: ir.Node, held: set[int]) -> bool:
 
 
 def _is_worth_turning(view: View, plan: Plan, turned: int) -> bool:
-    starts = dict.fromkeys(_start(view, node) for node in plan.bypassed)
-    runs = [run_from(view, node) for node in starts]
-    blocked = [run for run, whole in runs if _is_one_batch_norm(view, run, whole) and _fills_blocks(whole)]
-    merging = sum(len({*run} & {*plan.bypassed}) - 1 for run in blocked)
+    bypassed = set(plan.bypassed)
+    runs = _runs(view, plan.bypassed)
+    blocked = [run for run, whole in runs if _fills_blocks(whole) and _is_one_batch_norm(view, run, whole)]
+    merging = sum(len(bypassed.intersection(run)) - 1 for run in blocked)
     gone = len(plan.bypassed) - merging - len(plan.stays) - len(plan.copies)
     if any(becomes.then is not None for becomes in plan.becomes.values()):
         return not blocked and gone > turned
     if gone > turned:
         return True
-    producer = _data_producer(view, plan.seed)
+    producer = view.data_producer(plan.seed)
     is_bias = producer is not None and producer.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
     return gone == turned == 1 and plan.direction is Direction.DOWN and not is_bias and not blocked
 
 
-def _start(view: View, node: ir.Node) -> ir.Node:
-    """The first node of the run of affine nodes that this one is part of."""
-    while (producer := _data_producer(view, node)) is not None and view.is_affine(producer):
-        if node not in run_from(view, producer)[0]:
-            break
-        node = producer
-    return node
+def _runs(view: View, nodes: list[ir.Node]) -> Iterator[tuple[list[ir.Node], Affine]]:
+    """Every run of affine nodes that one of these is part of."""
+    seen: set[ir.Node] = set()
+    for node in nodes:
+        if node not in seen:
+            run, whole = run_through(view, node)
+            seen.update(run)
+            yield run, whole
 
 
 def _is_one_batch_norm(view: View, run: list[ir.Node], whole: Affine) -> bool:
     """Whether a run of affine nodes is one batch norm, or would be left as one."""
     if len(run) == 1:
         return run[0].op_type == "BatchNormalization"
-    left = leftover(whole, run[-1].outputs[0], view.facts, view.opset)
+    return _is_batch_norm(view, whole, run[-1].outputs[0])
+
+
+def _is_batch_norm(view: View, affine: Affine, value: ir.Value) -> bool:
+    left = leftover(affine, value, view.facts, view.opset)
     return left is not None and left.op_type == "BatchNormalization"
 
 
@@ -167,7 +171,7 @@ def _is_dense_bias(view: View, plan: Plan) -> bool:
 def _is_layer_norm_tail(view: View, node: ir.Node) -> bool:
     """Whether the node is γ or β behind ``(x − mean) / sqrt(variance + ε)``."""
     for _ in range(2):
-        producer = _data_producer(view, node)
+        producer = view.data_producer(node)
         if producer is None:
             return False
         if producer.op_type == "Div" and _producer(producer, 1, "Sqrt"):
@@ -178,7 +182,7 @@ def _is_layer_norm_tail(view: View, node: ir.Node) -> bool:
 
 def _is_gelu_half(view: View, node: ir.Node) -> bool:
     """Whether the node is the ½ of ``½·x·(1 + erf(x/√2))`` or its tanh form, at the end of it."""
-    product = _data_producer(view, node)
+    product = view.data_producer(node)
     if node.op_type != "Mul" or product is None or product.op_type != "Mul":
         return False
     sums = (_producer(product, index, "Add") for index in range(2))
@@ -189,12 +193,6 @@ def _is_gelu_half(view: View, node: ir.Node) -> bool:
         for index in range(2)
         for op_type in ("Erf", "Tanh")
     )
-
-
-def _data_producer(view: View, node: ir.Node) -> ir.Node | None:
-    known = view.affine(node)
-    value = None if known is None else node.inputs[known[0]]
-    return None if value is None else value.producer()
 
 
 def _producer(node: ir.Node, index: int, op_type: str) -> ir.Node | None:

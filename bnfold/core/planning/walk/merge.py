@@ -33,6 +33,22 @@ def run_from(view: View, seed: ir.Node) -> tuple[list[ir.Node], Affine]:
     return run, affine
 
 
+def run_through(view: View, node: ir.Node) -> tuple[list[ir.Node], Affine]:
+    """The run of affine nodes that ``node`` is part of, and its map."""
+    start = node
+    while (producer := view.data_producer(start)) is not None and view.is_affine(producer):
+        behind = _next_of_run(view, producer)
+        if behind is None or behind[0] is not start:
+            break
+        start = producer
+    run, whole = run_from(view, start)
+    while node not in run:  # one constant could hold no more
+        behind = _next_of_run(view, run[-1])
+        assert behind is not None, "the node is further along"
+        run, whole = run_from(view, behind[0])
+    return run, whole
+
+
 def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
     value = node.outputs[0]
     uses = list(view.readers(value))
