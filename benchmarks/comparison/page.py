@@ -9,7 +9,7 @@ from statistics import median
 import pages
 
 from . import figures
-from .claims import failures, losses, statements
+from .claims import Gain, failures, gains, geometric_mean, losses, statements
 from .data import Data
 from .results import Result, results
 from .variants import BNFOLD, ORIGINAL, PEERS, TWIN, then_bnfold
@@ -70,6 +70,7 @@ def _summary(data: Data) -> Iterator[str]:
     figure = "Every network as it is, under its fastest other optimizer, and under bnfold"
     yield f"\n![{figure}](figures/networks.svg)\n"
     networks = [each for each in results(data) if each.is_network]
+    yield from _gains(list(gains(networks)))
     for group in dict.fromkeys(each.data["group"] for each in networks):
         yield f"**{group[0].upper()}{group[1:]}**, time of a run over that of the floor, as deployed:\n"
         yield from _ratios([each for each in networks if each.data["group"] == group])
@@ -87,6 +88,22 @@ def _summary(data: Data) -> Iterator[str]:
     yield from _table(["model", "optimizer", "what happened"], failed) if failed else ["Nothing."]
     yield ""
     yield _place(data)
+
+
+def _gains(found: list[Gain]) -> Iterator[str]:
+    """What there is to gain depends on who wrote a model more than on who folds it."""
+    groups = dict.fromkeys(each.model.data["group"] for each in found)
+    yield "Where something is left to fold, times as fast as under the fastest other optimizer (means):\n"
+
+    def row(name: str, members: list[Gain]) -> Iterator[str]:
+        yield name
+        yield str(len(members))
+        for ratios in zip(*((each.alone, each.behind, each.floor) for each in members), strict=True):
+            yield f"{geometric_mean(list(ratios)):.2f}×"
+
+    rows = [row(group, [each for each in found if each.model.data["group"] == group]) for group in groups]
+    yield from _table(["networks", "how many", BNFOLD, "other → bnfold", "the floor"], rows)
+    yield ""
 
 
 def _ratios(models: list[Result]) -> Iterator[str]:
