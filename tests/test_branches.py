@@ -669,6 +669,33 @@ def test_turned_off_and_selected() -> None:
     assert operators(bnfold.fold(original).model) == {"Conv": 1}
 
 
+def test_excluded_map_stays() -> None:
+    """A map that is to be left alone becomes part of no layer."""
+
+    def write(op: Graph, x: str) -> str:
+        shifted = op.Add(conv(op, x, 4, 4, 1, 1), op.weight(4, 1, 1))
+        return op.Sub(conv(op, x, 4, 4, 1, 1), shifted)
+
+    assert operators(merged(written(write), skip="add*")[0]) == {"Conv": 2, "Add": 1, "Sub": 1}
+
+
+@pytest.mark.parametrize("gemm", [False, True])
+def test_dense_layers_before_opset_7(gemm: bool) -> None:
+    """Where a bias broadcasts by an attribute, only what needs none is written."""
+
+    def write(op: Graph, x: str) -> str:
+        for shape in ((8, 8), (8, 4)):
+            bias = [op.weight(shape[1])] if gemm else []
+            x = op.node(*(["Gemm"] if gemm else ["MatMul"]), x, op.weight(*shape), *bias, **broadcast)
+        return x
+
+    broadcast = {"broadcast": 1} if gemm else {}
+    original = written(write, (2, 8), opset=6)
+    result = bnfold.fold(original)
+    assert not differences(original, result.model, feeds_for(original))
+    assert operators(result.model) == ({"Gemm": 2} if gemm else {"MatMul": 1})
+
+
 def test_ports_and_names() -> None:
     """Names of tensors that survive keep their meaning, and graph outputs their declaration."""
     original = written(lambda op, x: (op.Relu(rep_vgg(op, x)), op.Shape(x)))

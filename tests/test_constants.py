@@ -291,6 +291,14 @@ def test_scales_made_by_a_concat() -> None:
     assert not differences(original, folded, feeds_for(original))
 
 
+def test_squeeze_of_no_axes_makes_no_constant() -> None:
+    """It squeezes all axes to ONNX Runtime, and none to onnx."""
+    op = Graph(17)
+    scale = op.Squeeze(op.weight(4, 1, 1), op.ints())
+    model = op.finish([op.Mul(op.Conv(op.input("x", (1, 3, 4, 4)), op.weight(4, 3, 1, 1)), scale)])
+    assert not bnfold.fold(model).report.changed
+
+
 def test_pads_made_of_constants() -> None:
     """Torch writes the pads of a dynamic Pad as a constant turned around: the shape behind it is known."""
     op = Graph(17)

@@ -482,6 +482,11 @@ KEPT: dict[str, tuple[Write, Reason] | tuple[Write, Reason, int]] = {
         lambda op, x: (op.Conv(y := block(op, x, 3, 4, [1]), op.weight(2, 4, 1, 1)), op.Shape(y)),
         Reason.NO_RULE,
     ),
+    "a value that would have to be broadcast by an attribute": (
+        lambda op, x: op.MatMul(op.Transpose(unused(op, x), perm=[0, 2, 3, 1]), op.weight(4, 2)),
+        Reason.COSTS_A_NODE,
+        6,
+    ),
     "an operator nobody knows": (
         lambda op, x: op.Conv(op.Softmax(block(op, x, 3, 4, [1]), axis=1), op.weight(2, 4, 1, 1)),
         Reason.NO_RULE,

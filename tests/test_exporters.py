@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 from truth import Array, largest, onnx_runtime, outputs_of, truth
 
 import bnfold
@@ -157,6 +157,21 @@ def test_absent_inputs_are_left_out() -> None:
     folded, found = counted(op, op.batch_norm(y))
     assert found == {"Conv": 2, "Pad": 1}
     assert all(all(node.input) for node in folded.graph.node)
+
+
+def test_absent_inputs_of_a_loop_stay() -> None:
+    """A Loop has to name its first two inputs, though either may be absent."""
+    op = Graph(17)
+    y = op.batch_norm(op.Conv(op.input("x", (1, 3, 6, 6)), op.weight(4, 3, 3, 3)))
+    values = [helper.make_tensor_value_info("step", TensorProto.INT64, [])]
+    values += [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "still_on")]
+    nodes = [helper.make_node("Identity", ["on"], ["still_on"]), helper.make_node("Relu", [y], ["scanned"])]
+    scanned = helper.make_tensor_value_info("scanned", TensorProto.FLOAT, None)
+    body = helper.make_graph(nodes, "body", values[:2], [values[2], scanned])
+    folded, found = counted(op, op.Loop(op.const(3, TensorProto.INT64), "", body=body))
+    assert found == {"Conv": 1, "Loop": 1}
+    assert list(folded.graph.node[-1].input)[1:] == [""]
+    onnx.checker.check_model(folded)
 
 
 def test_page_shows_its_data() -> None:

@@ -643,6 +643,24 @@ def test_skipped_node_is_not_merged() -> None:
     assert not fold_partly(written(write), only="mul*").report.changed
 
 
+def test_skipped_node_beside() -> None:
+    """A node that is to be left alone keeps nothing beside it from moving, or merging."""
+
+    def write(op: Graph) -> str:
+        y = op.Add(op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1)), op.weight(3, 1, 1))
+        return op.Conv(y, op.weight(4, 3, 1, 1))
+
+    result = fold_partly(written(write), skip="mul*")
+    assert count(result.model) == {"Sigmoid": 1, "Mul": 1, "Conv": 1}
+
+    def write_run(op: Graph) -> str:
+        y = op.Add(op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1)), op.weight(3, 1, 1))
+        return op.Sigmoid(op.Sub(y, op.weight(3, 1, 1)))
+
+    result = fold_partly(written(write_run), skip="sub*")
+    assert count(result.model) == {"Sigmoid": 2, "BatchNormalization": 1, "Sub": 1}
+
+
 def fold_partly(model: onnx.ModelProto, **options: Any) -> bnfold.FoldResult:
     """Fold and compare; folding once more would need the same selection."""
     result = bnfold.fold(model, **options)
@@ -822,6 +840,23 @@ def test_what_stands_behind_a_layer_norm_folds() -> None:
 
 
 # ---------------------------------------------------------------- leftovers
+
+
+@pytest.mark.parametrize("op_type", ["Squeeze", "Unsqueeze"])
+def test_axes_from_the_end_before_opset_11(op_type: str) -> None:
+    """Runtimes take them where onnx's inference does not: it is not believed then."""
+
+    def write(op: Graph) -> str:
+        if op_type == "Unsqueeze":
+            y = op.Gemm(op.input("x", (4, 3)), op.weight(3, 4), op.weight(4))
+            return op.Mul(op.Unsqueeze(y, axes=[-1]), op.weight(4))
+        y = op.GlobalAveragePool(op.Conv(op.input("x", (4, 3, 5)), op.weight(4, 3, 1)))
+        return op.Mul(op.Squeeze(y, axes=[-1]), op.weight(4, 1))
+
+    model = written(write, opset=10)
+    result = bnfold.fold(model)
+    assert not differences(model, result.model, feeds_for(model))
+    assert not result.report.changed
 
 
 def leftovers(op: Graph) -> str:

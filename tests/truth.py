@@ -306,7 +306,9 @@ def _before_7(op_type: str, ufunc: np.ufunc) -> type[OpRun]:
     """A binary operator that broadcasts by attributes, which onnx's evaluator does not know."""
 
     def run(self, a, b, axis=None, broadcast=0, **_):  # type: ignore[no-untyped-def]
-        """Line up b with a from ``axis`` on, or with the last axes."""
+        """Line up b with a from ``axis`` on, or with the last axes; without the attribute they are alike."""
+        if not broadcast and a.shape != b.shape:
+            raise ValueError(f"{op_type} of {a.shape} and {b.shape} does not broadcast")
         if broadcast and axis is not None:
             b = b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))
         return (ufunc(a, b),)

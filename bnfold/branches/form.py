@@ -22,14 +22,12 @@ from bnfold.core.graph.shapes import Dim
 from bnfold.core.graph.view import View
 from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.site import BROADCASTING
 
 # Longer chains of linear nodes without an activation than this are no network.
 _MAX_DEPTH = 8
 
 _SUMS = ("Add", "Sub", "Sum")
-
-# Before this opset operators broadcast by attributes.
-_BROADCASTING = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +68,10 @@ def forms(view: View, value: ir.Value, reader: ir.Node, depth: int = 0) -> list[
 
 def is_sum(view: View, node: ir.Node) -> bool:
     """Whether a node adds or subtracts tensors, of which some are computed."""
-    if node.op_type not in _SUMS or not view.site(node).version or view.opset < _BROADCASTING:
+    if node.op_type not in _SUMS or not view.site(node).version or view.opset < BROADCASTING:
         return False
     known = all(value is not None for value in node.inputs)
-    return known and _map_of(view, node) is None and view.facts.is_float(node.outputs[0])
+    return known and not _is_map(view, node) and view.facts.is_float(node.outputs[0])
 
 
 def signs(node: ir.Node) -> list[int]:
@@ -116,22 +114,22 @@ def _obstacle(value: ir.Value, reader: ir.Node) -> Blocked | None:
     return None if value.graph is reader.graph else Blocked(Reason.SUBGRAPH, reader, value)
 
 
-def _map_of(view: View, node: ir.Node) -> tuple[int, Affine] | None:
+def _is_map(view: View, node: ir.Node) -> bool:
+    """Whether a node is an affine map, which may be one that is to be left alone."""
     try:
-        return view.affine(node)
+        return view.affine(node) is not None
     except Refused:
-        return None
+        return True
 
 
 def through(view: View, node: ir.Node, depth: int) -> list[Form]:
     """The readings of a node's output that go further up than the node, whoever else reads it."""
-    known = _map_of(view, node)
-    if known is not None:
-        index, affine = known
-        return [_with_map(form, affine, node) for form in _inner(view, node, index, depth)]
-    if is_sum(view, node):
-        return _sums(view, node, depth)
     try:
+        if (known := view.affine(node)) is not None:
+            index, affine = known
+            return [_with_map(form, affine, node) for form in _inner(view, node, index, depth)]
+        if is_sum(view, node):
+            return _sums(view, node, depth)
         own = layer(view.site(node))
     except Refused as refused:
         return _unread(view, node, refused.reason) if depth == 0 else []

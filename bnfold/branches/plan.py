@@ -27,6 +27,7 @@ from bnfold.core.graph.view import View, fitting, name_of
 from bnfold.core.planning.leftover import leftover
 from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
+from bnfold.core.site import BROADCASTING
 from bnfold.core.writing.rebuild import Step
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -225,11 +226,12 @@ def _layer(view: View, plan: Plan) -> Iterator[Step]:
     if isinstance(linear, Convolution | Transposed):
         op_type = "Conv" if isinstance(linear, Convolution) else "ConvTranspose"
         yield Step(op_type, [plan.source, weight, *([bias] if biased else [])], name, _attributes(linear))
-    elif len(view.facts.shape(plan.source) or ()) == 2:
+    elif len(view.facts.shape(plan.source) or ()) == 2 and view.opset >= BROADCASTING:
         yield Step("Gemm", [plan.source, weight, bias], name)
     else:
         yield Step("MatMul", [plan.source, weight], name)
         if biased:
+            require(view.opset >= BROADCASTING, Reason.UNKNOWN_VERSION)
             yield Step("Add", [0, bias], f"{name}_bias")
 
 

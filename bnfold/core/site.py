@@ -14,6 +14,9 @@ from bnfold.core.reasons import Reason, Refused, require
 
 T = TypeVar("T")
 
+# Before this opset operators broadcast by attributes.
+BROADCASTING = 7
+
 # Before this opset a Softmax without an axis, or with one, is along all axes from it on.
 _SOFTMAX_OF_ONE_AXIS = 13
 

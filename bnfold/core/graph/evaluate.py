@@ -40,6 +40,8 @@ def evaluate(node: ir.Node, feeds: Sequence[npt.NDArray[Any] | None], opset: int
             return _unsqueezed(node, feeds)
         if node.op_type == "Slice" and _runs_backwards(*feeds):
             return _sliced_backwards(feeds)
+        if node.op_type == "Squeeze" and any(axes is not None and not axes.size for axes in feeds[1:]):
+            return None  # all axes to ONNX Runtime, none to onnx
         return _run(node, feeds, opset)
     except Exception:  # whatever it raises, the value is left to the run time
         return None

@@ -25,6 +25,9 @@ _MAX_VALUES = 1 << 31
 
 _FIRST_INFERRED = 6
 
+# Before this opset axes are not to be counted from the end, though runtimes do.
+_AXES_FROM_THE_END = 11
+
 # How often inference starts anew behind operators that it does not know.
 _MAX_PASSES = 16
 
@@ -207,7 +210,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             _add_constant(graph, node.outputs[0].name or "", tensor)
             if tensor.dtype in _KNOWN and tensor.nbytes <= _SMALL_BYTES:
                 known[graph.initializer[-1].name] = graph.initializer[-1]
-        elif not _is_ambiguous(node, known):
+        elif not _is_ambiguous(node, known, opset_of(model)):
             graph.node.append(_undeclared(ir.serde.serialize_node(node), model.functions))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
     # onnx has no inference for most first versions; what changed up to the sixth are not shapes.
@@ -224,10 +227,17 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     )
 
 
-def _is_ambiguous(node: ir.Node, known: dict[str, onnx.TensorProto]) -> bool:
-    """Whether runtimes and onnx's inference disagree: to squeeze an empty list of axes is all or nothing."""
-    axes = node.inputs[1] if node.op_type == "Squeeze" and len(node.inputs) > 1 else None
-    return axes is not None and axes.name in known and 0 in known[axes.name].dims
+def _is_ambiguous(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> bool:
+    """Whether runtimes and onnx's inference disagree on the axes that vanish or appear.
+
+    To squeeze an empty list of axes is all or nothing; before opset 11 inference takes none from the end.
+    """
+    if node.op_type not in ("Squeeze", "Unsqueeze"):
+        return False
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    if axes is not None:
+        return axes.name in known and 0 in known[axes.name].dims
+    return opset < _AXES_FROM_THE_END and any(axis < 0 for axis in node.attributes.get_ints("axes", ()))
 
 
 def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) -> None:

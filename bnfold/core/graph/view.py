@@ -100,8 +100,7 @@ class View:
 
     def data_producer(self, node: ir.Node) -> ir.Node | None:
         """What makes the data of an affine node; None for any other node, and for an input of the graph."""
-        known = self.affine(node)
-        value = None if known is None else node.inputs[known[0]]
+        value = node.inputs[self.read(node)[0]] if self.is_affine(node) else None
         return None if value is None else value.producer()
 
     def is_noop(self, node: ir.Node) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.core.affine import Array
 from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.site import Site
+from bnfold.core.site import BROADCASTING, Site
 from bnfold.core.writing.rounding import blocks, stored_blocks
 from bnfold.pruning.operator import (
     Channels,
@@ -220,6 +220,7 @@ class MatMul(Layer):
         return site.const(1).exact.T[:, :, None]
 
     def with_shift(self, site: Site, edits: dict[int, Const], total: Array) -> Cut:
+        require(site.opset >= BROADCASTING, Reason.COSTS_A_NODE)
         return Cut(edits, total)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.core.affine import Array
 from bnfold.core.reasons import Reason, Refused, require
-from bnfold.core.site import Site
+from bnfold.core.site import BROADCASTING, Site
 from bnfold.pruning.operator import Channels, Operator, Origin, operator, size_along
 
 
@@ -23,7 +23,7 @@ class Meeting(Operator):
         return list(range(len(site.node.inputs)))
 
     def channels(self, site: Site, given: Mapping[int, Channels]) -> Channels:
-        require(site.opset >= 7, Reason.UNKNOWN_VERSION)
+        require(site.opset >= BROADCASTING, Reason.UNKNOWN_VERSION)
         axis, size = self._axis(site, given)
         for index in self.data(site):
             own = axis - (len(site.out_shape()) - len(site.shape(index)))

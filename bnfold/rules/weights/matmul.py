@@ -24,10 +24,8 @@ from bnfold.core.example import Graph, Input, Outputs, folds, refuses
 from bnfold.core.graph.constants import Const
 from bnfold.core.reasons import Reason, require
 from bnfold.core.rule import Arriving, Becomes, Moved, Rule, rule
-from bnfold.core.site import Site
-
-# Before this opset Gemm broadcasts its bias by an attribute.
-_GEMM_BROADCASTS = 7
+from bnfold.core.site import BROADCASTING, Site
+from bnfold.rules.pointwise.add import onto
 
 
 @rule("MatMul", versions={1, 9, 13})
@@ -67,16 +65,18 @@ def _weight(matmul: Site) -> tuple[int, Const]:
 
 def _carried(matmul: Site, out: Affine) -> Iterator[Moved]:
     """The map to either operand, where both are computed at run time."""
-    shapes = [matmul.shape(index) for index in range(2)]
-    require(all(len(shape) >= 2 for shape in shapes), Reason.MIXED_AXES)
-    along = {axis - out.rank for axis in out.sizes()}
-    require(not {-1, -2} <= along, Reason.MIXED_AXES)
-    if -2 not in along:
-        require(not out.shifts or matmul.sums_to_one(0), Reason.NEEDS_NO_SHIFT)
-        yield Moved(inputs={1: out.onto(shapes[1])})
-    if -1 not in along:
-        require(not out.shifts, Reason.NEEDS_NO_SHIFT)
-        yield Moved(inputs={0: out.onto(shapes[0])})
+    require(all(len(matmul.shape(index)) >= 2 for index in range(2)), Reason.MIXED_AXES)
+    taking = {
+        index: affine
+        for index, summed in ((1, -2), (0, -1))
+        if out.rank + summed not in out.sizes() and (affine := onto(out, matmul, index)) is not None
+    }
+    require(bool(taking), Reason.MIXED_AXES)
+    if out.shifts:
+        require(1 in taking and matmul.sums_to_one(0), Reason.NEEDS_NO_SHIFT)
+        taking = {1: taking[1]}
+    for index, affine in taking.items():
+        yield Moved(inputs={index: affine})
 
 
 def _require_constant_along(affine: Affine, axis: int) -> None:
@@ -87,7 +87,7 @@ def _require_constant_along(affine: Affine, axis: int) -> None:
 def _moved(matmul: Site, index: int, scale: Affine, shift: Affine) -> Moved:
     if not shift.shifts:
         return Moved({index: scale})
-    if len(matmul.out_shape()) == 2 and matmul.opset >= _GEMM_BROADCASTS:
+    if len(matmul.out_shape()) == 2 and matmul.opset >= BROADCASTING:
         bias = shift.shift[0] if shift.shift.ndim == 2 and len(shift.shift) == 1 else shift.shift
         return Moved({index: scale, 2: Affine.of(1.0, bias)}, becomes=Becomes("Gemm"))
     return Moved({index: scale}, output=shift, may_stay=True)
@@ -170,6 +170,12 @@ def columns(op: Graph, x: Input = (2, 4, 3), y: Input = (2, 3, 6)) -> Outputs:
 @folds
 def rows(op: Graph, x: Input = (2, 6, 3), y: Input = (2, 3, 5)) -> Outputs:
     return op.Mul(op.MatMul(op.MatMul(op.weight(4, 6), x), y), op.weight(4, 1))
+
+
+@folds
+def heads_that_share_keys(op: Graph, x: Input = (2, 3, 5, 4), y: Input = (2, 1, 4, 6)) -> Outputs:
+    queries = op.Conv(x, op.weight(3, 3, 1, 1))
+    return op.Mul(op.MatMul(queries, y), op.weight(3, 1, 1))
 
 
 @refuses(Reason.NEEDS_NO_SHIFT)

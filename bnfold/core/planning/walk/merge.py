@@ -7,7 +7,6 @@ import onnx_ir as ir
 from bnfold.core.affine import Affine
 from bnfold.core.graph.view import View
 from bnfold.core.planning.plan import Direction, Plan, at
-from bnfold.core.planning.walk import affine_of
 from bnfold.core.reasons import Reason, require
 
 
@@ -54,5 +53,5 @@ def _next_of_run(view: View, node: ir.Node) -> tuple[ir.Node, Affine] | None:
     uses = list(view.readers(value))
     if value.is_graph_output() or len(uses) != 1 or uses[0][0].graph is not node.graph:
         return None
-    known = affine_of(view, uses[0][0])
-    return None if known is None else (uses[0][0], known[1])
+    reader = uses[0][0]
+    return (reader, view.read(reader)[1]) if view.is_affine(reader) else None
