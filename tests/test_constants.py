@@ -359,6 +359,50 @@ def test_reshape_to_a_computed_shape() -> None:
     assert facts.dtype(reshape.outputs[0]) == ir.DataType.FLOAT
 
 
+def test_chunks_of_a_known_size() -> None:
+    """Torch, its constant folding off, divides a size to cut a tensor: shapes are inferred through it."""
+    op = Graph(17)
+    y = op.Conv(op.input("x", (1, 3, 4, 4)), op.weight(6, 3, 1, 1))
+    size = op.Gather(op.Shape(y), op.ints(1), axis=0)
+    half = op.Div(op.Add(size, op.ints(1)), op.ints(2))
+    chunk = op.Slice(y, op.ints(0), half, op.ints(1))
+    original = op.finish([op.Mul(op.Relu(chunk), op.positive(3, 1, 1)), op.Relu(y)])
+    graph = ir.serde.deserialize_model(original)
+    relu = next(each for each in graph.graph if each.op_type == "Relu")
+    assert infer(graph).shape(relu.outputs[0]) == (1, 3, 4, 4)
+    refusals = [each.refusals for each in bnfold.fold(original).report.rows]
+    assert Reason.UNKNOWN_SHAPE not in {each.reason for row in refusals for each in row}
+
+
+def test_axes_counted_by_a_range() -> None:
+    """Torch, its optimizer off, counts the axes that a GroupNorm's constants get: shapes are inferred."""
+    op = Graph(18)
+    y = op.Relu(op.input("x", (1, 4, 3, 3)))
+    one = op.Constant(value_int=1)
+    axes = op.Range(one, op.Sub(op.const(4, TensorProto.INT64), one), one)
+    scaled = op.Mul(y, op.Unsqueeze(op.weight(4), axes))
+    shifted = op.Add(scaled, op.Unsqueeze(op.weight(4), axes))
+    original = op.finish([op.Conv(shifted, op.weight(2, 4, 1, 1))])
+    folded = bnfold.fold(original).model
+    assert op_types(folded) == ["Relu", "Conv"]
+    assert not differences(original, folded, feeds_for(original))
+
+
+@pytest.mark.parametrize("op_type", ["ConstantOfShape", "Expand", "Range", "Tile"])
+def test_what_no_memory_holds_is_not_evaluated(op_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes can ask for any number of values."""
+    monkeypatch.setattr(Constants, "_evaluate", lambda self, node, feeds: pytest.fail(node.op_type))
+    op, count = Graph(17), 1 << 33
+    x = op.Mul(op.input("x", (1, 4)), op.weight(4))
+    if op_type == "Range":
+        bounds = (op.const(each, TensorProto.INT64) for each in (0, count, 1))
+        y = op.Gather(x, op.Range(*bounds), axis=1)
+    else:
+        data = [op.ints(count, 4)] if op_type == "ConstantOfShape" else [op.weight(1, 4), op.ints(count, 1)]
+        y = op.Mul(op.Relu(x), op.node(op_type, *data))
+    assert not bnfold.fold(op.finish([y])).report.changed
+
+
 def test_output_declaration_stays() -> None:
     """What a graph output says of itself (torch notes its kind there) survives the fold in front of it."""
     original = model([conv(), norm()], rest())

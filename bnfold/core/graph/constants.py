@@ -15,7 +15,7 @@ import onnx_ir as ir
 from bnfold.core.affine import IDENTITY, Affine, Array
 from bnfold.core.graph import external
 from bnfold.core.graph.evaluate import evaluate, literal
-from bnfold.core.graph.shapes import FLOATS, Facts, is_standard, opset_of
+from bnfold.core.graph.shapes import FLOATS, Facts, is_standard, opset_of, static_shape
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.errors import InvalidModelError
 
@@ -265,7 +265,7 @@ class Constants:
         if node.op_type == "Constant":
             return literal(node)
         if node.op_type == "Shape":
-            return self._static_shape(node)
+            return static_shape(node, self.facts)
         if depth > _MAX_DEPTH or not self._is_bounded(value):
             return None
         if node.op_type == "CastLike":
@@ -275,15 +275,6 @@ class Constants:
 
     def _is(self, node: ir.Node, *op_types: str) -> bool:
         return node.op_type in op_types and is_standard(node, self.functions)
-
-    def _static_shape(self, node: ir.Node) -> ir.TensorProtocol | None:
-        shape = self.facts.shape(node.inputs[0]) if node.inputs[0] is not None else None
-        if shape is None:
-            return None
-        start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
-        wanted = [dim for dim in shape[start:end] if isinstance(dim, int)]
-        known = len(wanted) == len(shape[start:end])
-        return ir.tensor(np.array(wanted, np.int64)) if known else None
 
     def _cast_like(self, node: ir.Node, depth: int) -> ir.TensorProtocol | None:
         """Cast to the type of the second input, of which nothing but the type needs to be known."""
@@ -296,7 +287,7 @@ class Constants:
 
     def _is_bounded(self, value: ir.Value) -> bool:
         sizes = [dim for dim in self.facts.shape(value) or () if isinstance(dim, int)]
-        return 8 * prod(sizes) <= _MAX_BYTES
+        return value not in self.facts.vast and 8 * prod(sizes) <= _MAX_BYTES
 
     def _evaluate(self, node: ir.Node, feeds: list[npt.NDArray[Any] | None]) -> ir.TensorProtocol | None:
         result = evaluate(node, feeds, self.opset)

@@ -7,7 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from math import prod
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
@@ -36,8 +39,8 @@ _UNKNOWN = "unknown"
 
 _KNOWN = frozenset({ir.DataType.INT64, ir.DataType.FLOAT})
 _AXES_MAKERS = frozenset(
-    {"Add", "Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Mul", "Reshape", "Shape", "Slice"}
-    | {"Squeeze", "Sub", "Transpose", "Unsqueeze"}
+    {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Gather", "Identity", "Mul", "Range", "Reshape"}
+    | {"Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
@@ -45,10 +48,17 @@ FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 @dataclass
 class Facts:
-    """What is known of each value of a model; nothing of it is written into the model."""
+    """What is known of each value of a model; nothing of it is written into the model.
+
+    Attributes:
+        shapes: inferred shapes.
+        dtypes: inferred element types.
+        vast: values that would have more elements than any that is worked with; they have no shape here.
+    """
 
     shapes: dict[ir.Value, Shape] = field(default_factory=dict)
     dtypes: dict[ir.Value, ir.DataType] = field(default_factory=dict)
+    vast: set[ir.Value] = field(default_factory=set)
 
     def shape(self, value: ir.Value) -> Shape | None:
         """The inferred shape, or None where even the rank is unknown."""
@@ -81,6 +91,8 @@ class Facts:
             # A few bytes can claim any size; a map over it would have to be held in memory.
             if prod(dim for dim in shape if isinstance(dim, int)) <= _MAX_VALUES:
                 self.shapes[value] = shape
+            else:
+                self.vast.add(value)
 
 
 def opset_of(model: ir.Model) -> int:
@@ -100,22 +112,53 @@ def infer(model: ir.Model) -> Facts:
     Intermediate and output declarations are dropped first: only graph inputs and constants speak.
     An initializer that a caller may override contributes what the input says of it and nothing else.
     """
-    facts, skeleton = Facts(), _skeleton(model)
+    facts = Facts()
+    said: dict[str, onnx.ValueInfoProto] = {}
     for _ in range(_MAX_PASSES):
+        sized, skeleton = _sized(model, facts), _skeleton(model, facts)
+        _say(skeleton.graph, said)
         # onnx raises whatever its C++ side throws; what is known then are inputs and constants.
         with suppress(Exception):
             skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
         _learn(facts, model.graph, skeleton.graph)
         implied = dict(_implied(model, facts))
-        if not implied:
+        if not implied and (_is_complete(model, facts) or _sized(model, facts) == sized):
             break
-        outputs = {info.name: info for info in skeleton.graph.output}
-        for name, info in implied.items():
-            if name in outputs:
-                outputs[name].CopyFrom(info)
-            else:
-                skeleton.graph.value_info.append(info)
+        said |= implied
     return facts
+
+
+def _say(graph: onnx.GraphProto, said: dict[str, onnx.ValueInfoProto]) -> None:
+    """Declare values, those that the graph returns where it does."""
+    outputs = {info.name: info for info in graph.output}
+    for name, info in said.items():
+        if name in outputs:
+            outputs[name].CopyFrom(info)
+        else:
+            graph.value_info.append(info)
+
+
+def _sized(model: ir.Model, facts: Facts) -> int:
+    """How many nodes give a shape that is known: constants, from which inference may begin anew."""
+    nodes = (node for node in model.graph if node.op_type == "Shape" and is_standard(node, model.functions))
+    return sum(static_shape(node, facts) is not None for node in nodes)
+
+
+def _is_complete(model: ir.Model, facts: Facts) -> bool:
+    """Whether no size is open."""
+    shapes = (facts.shape(value) for node in model.graph for value in node.outputs)
+    return all(shape is not None and all(isinstance(dim, int) for dim in shape) for shape in shapes)
+
+
+def static_shape(node: ir.Node, facts: Facts) -> ir.TensorProtocol | None:
+    """What a Shape node gives, None where a size that it asks for is open."""
+    shape = None if node.inputs[0] is None else facts.shape(node.inputs[0])
+    if shape is None:
+        return None
+    start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+    wanted = [dim for dim in shape[start:end] if isinstance(dim, int)]
+    known = len(wanted) == len(shape[start:end])
+    return ir.tensor(np.array(wanted, np.int64)) if known else None
 
 
 def _implied(model: ir.Model, facts: Facts) -> Iterator[tuple[str, onnx.ValueInfoProto]]:
@@ -189,10 +232,11 @@ def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
             yield name, attribute.as_graph()
 
 
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
+def _skeleton(model: ir.Model, facts: Facts) -> onnx.ModelProto:
     """The model without its weights' data and without what it says of intermediate values.
 
-    A large constant becomes an input of its type and shape, which is all that inference needs of it.
+    A large constant becomes an input of its type and shape, which is all that inference needs of it; a
+    shape that is known already becomes a constant.
     """
     graph = onnx.GraphProto(name="skeleton")
     names = (f"unnamed dimension {number}" for number in count())
@@ -205,7 +249,8 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             _add_constant(graph, value.name or "", value.const_value)
     known = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in _KNOWN}
     for node in model.graph:
-        tensor = _axes(node, known, opset_of(model)) if is_standard(node, model.functions) else None
+        standard = is_standard(node, model.functions)
+        tensor = _axes(node, known, facts, opset_of(model)) if standard else None
         if tensor is not None:
             _add_constant(graph, node.outputs[0].name or "", tensor)
             if tensor.dtype in _KNOWN and tensor.nbytes <= _SMALL_BYTES:
@@ -249,7 +294,9 @@ def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) 
         graph.initializer[-1].name = name
 
 
-def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.TensorProtocol | None:
+def _axes(
+    node: ir.Node, known: dict[str, onnx.TensorProto], facts: Facts, opset: int
+) -> ir.TensorProtocol | None:
     """The constant that a node makes, if it is a literal, or one made from small constants.
 
     Inference itself follows axes, shapes and pads through few operators, and the scales of a Resize through
@@ -257,14 +304,27 @@ def _axes(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int) -> ir.T
     """
     if node.op_type == "Constant":
         return literal(node)
+    if node.op_type == "Shape" and (shape := static_shape(node, facts)) is not None:
+        return shape
     names = [value.name or "" for value in node.inputs if value is not None]
     if node.op_type not in _AXES_MAKERS or not names or not known.keys() >= set(names):
         return None
     feeds = [None if v is None else numpy_helper.to_array(known[v.name or ""]) for v in node.inputs]
-    if node.op_type == "ConstantOfShape" and feeds[0] is not None and prod(feeds[0].tolist()) > _SMALL_BYTES:
+    if _claims(node, feeds) > _SMALL_BYTES:
         return None
     result = evaluate(node, feeds, opset)
     return None if result is None else ir.tensor(result)
+
+
+def _claims(node: ir.Node, feeds: list[npt.NDArray[Any] | None]) -> float:
+    """How many elements a node makes whose inputs do not hold as many."""
+    given = [feed for feed in feeds if feed is not None]
+    if node.op_type == "ConstantOfShape":
+        return float(prod(given[0].tolist()))
+    if node.op_type == "Range":
+        start, limit, delta = (feed.item() for feed in given)
+        return float((limit - start) / delta) if delta else 0
+    return 0
 
 
 def _named(info: onnx.ValueInfoProto, names: Iterator[str]) -> onnx.ValueInfoProto:
