@@ -117,10 +117,11 @@ def folded(path: Path, keep: Path | None) -> dict[str, Any]:
         for each in (path, target):
             (keep / each.name).write_bytes(each.read_bytes())
     counts = result.report.nodes_before, result.report.nodes_after
+    left = bnfold.fold(target).report
     return {
         "batch_norms": [count.get("BatchNormalization", 0) for count in counts],
-        "maps": [maps(result.report), maps(bnfold.fold(target).report)],
-        "stays": stays(result.report),
+        "maps": [maps(result.report), maps(left)],
+        "stays": stays(left),
         "equal": verdict.ok,
         "seconds": round(result.report.seconds, 2),
     }

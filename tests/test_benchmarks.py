@@ -69,6 +69,8 @@ def test_architectures_page_is_that_of_the_data() -> None:
     ]
     assert entries
     assert all(each["equal"] for each in entries)
+    unexplained = [e for e in entries if sum(e["stays"].values()) != e["batch_norms"][1] + e["maps"][1]]
+    assert not unexplained
 
 
 @pytest.mark.parametrize("name", patterns.PATTERNS)
