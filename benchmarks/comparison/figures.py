@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .data import Data
 from .results import Ratio, results
 from .variants import BNFOLD, ORIGINAL, PEERS
@@ -76,7 +78,7 @@ def _ratio_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     low, high = axes.get_xlim()
     ticks = [
-        each for each in (0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16) if low <= each <= high
+        each for each in (0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8, 11, 16) if low <= each <= high
     ]
     axes.set_xticks(ticks)
     axes.minorticks_off()
@@ -106,15 +108,17 @@ def _patterns(seen: dict[str, Any]) -> Any:
     shades = [
         [math.nan if cell is None else math.log2(max(cell, 1.0)) for cell in row] for row in seen["cells"]
     ]
-    axes.imshow(shades, cmap="OrRd", vmin=0, vmax=1.6, aspect="auto")
+    darkest = np.nanmax([*np.ravel(shades), 0.1])
+    axes.imshow(shades, cmap="OrRd", vmin=0, vmax=darkest, aspect="auto")
     for y, row in enumerate(seen["cells"]):
         for x, cell in enumerate(row):
             text = "failed" if cell is None else f"{cell:.2f}"
-            dark = cell is not None and cell > 2.2
+            dark = cell is not None and shades[y][x] > 0.7 * darkest
             axes.text(x, y, text, ha="center", va="center", color="white" if dark else _INK)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.xaxis.tick_top()
+    axes.set_xlabel("time of a run over that of the floor")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -8,6 +8,8 @@ from statistics import median
 
 import pages
 
+from bnfold.latency.verdict import counted
+
 from . import figures
 from .claims import Gain, failures, gains, geometric_mean, losses, statements
 from .data import Data
@@ -162,9 +164,9 @@ def _place(data: Data) -> str:
     floors = [max(1 / low, high) - 1 for low, _, high in (each["control"] for each in runs) if low]
     noise = median(floors) if floors else inf
     return (
-        f"{where['cpu']}, {where['cores']} cores, {where['system']}, one thread; load average up to "
-        f"{busiest:g} while measuring; the interval of the floor against itself reached {noise:.1%} from 1 "
-        f"in the median of {len(runs)} runs. Versions: {versions}."
+        f"{where['cpu']}, {counted(where['cores'], 'core')}, {where['system']}, one thread; load average "
+        f"up to {busiest:g} while measuring; the interval of the floor against itself reached {noise:.1%} "
+        f"from 1 in the median of {len(runs)} runs. Versions: {versions}."
     )
 
 
