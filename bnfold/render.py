@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from bnfold.wording import printable
 
 if TYPE_CHECKING:
     from bnfold.verification import Deviation, Verdict
+
+_NUMBER = re.compile(r"[\d.]+|–")
+_ROOM = 16  # columns for a name where the terminal is narrow
 
 
 @dataclass(frozen=True)
@@ -161,19 +165,44 @@ def markdown(table: Table) -> str:
 
 def on_terminal(made: Iterable[Table]) -> None:
     """Print tables to stdout with rich; wide enough for no sentence to break where there is no terminal."""
+    if sys.stdout is None:  # closed by the caller, who wants the exit code
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
     for table in made:
+        narrow = _least(table) > terminal.width
+        wide = max(terminal.width, _least(table, broken=True) if narrow else 0)
         drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for name in table.header:
-            drawn.add_column(name, overflow="fold")
+        for name, *cells in _columns(table):
+            shown = name.replace(" ", "\n") if narrow and _are_numbers(cells) else name
+            drawn.add_column(shown, overflow="fold", no_wrap=_are_numbers(cells))
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
-        console.print(drawn)
+        Console(file=sys.stdout, width=wide, highlight=False).print(drawn)
+
+
+def _least(table: Table, broken: bool = False) -> int:
+    """The width of a table whose numbers are whole and whose names have some room, headers broken or not."""
+    widths = [
+        max(map(len, [*cells, *(name.split() if broken else [name])]))
+        if _are_numbers(cells)
+        else min(_ROOM, max(map(len, [name, *cells])))
+        for name, *cells in _columns(table)
+    ]
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _columns(table: Table) -> list[tuple[str, ...]]:
+    return list(zip(table.header, *table.rows, strict=True))
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether a column must not break: half a number on a line of its own would be another number."""
+    return all(_NUMBER.fullmatch(cell) for cell in cells)
 
 
 def _row(row: Row) -> tuple[str, str, str]:

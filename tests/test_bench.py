@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +25,15 @@ from bnfold.latency import BenchError, statistics
 from bnfold.latency.child.process import Job, child
 from bnfold.latency.child.profile import operator_times
 from bnfold.latency.environment import Environment
-from bnfold.latency.plan import plan
+from bnfold.latency.models import _labels
+from bnfold.latency.plan import Plan, plan
 from bnfold.latency.report import BenchReport, Case
 from bnfold.latency.samples import Samples
+from bnfold.latency.show.plot import _name
+from bnfold.latency.show.tables import three_digits
 from bnfold.latency.statistics import Interval, Word, is_look, judge, median_ratio, pair_log_ratio, ranks
 from bnfold.latency.verdict import Comparison, Finding
+from bnfold.render import Table, on_terminal
 
 MODELS = Path(__file__).parent.parent / "models"
 CNN = MODELS / "digits_cnn.onnx"
@@ -204,6 +210,26 @@ def test_plans() -> None:
     assert plan([5.0] * 3, [1.0] * 3, 1.0).blocks == 1
 
 
+def test_plans_on_a_busy_machine() -> None:
+    """A first pair that took so long that there would be no interval makes for fewer blocks."""
+    planned = Plan(runs=100, lead=1, blocks=10)
+    assert planned.after(0.1) == planned
+    assert planned.after(0.33).blocks == 2
+    assert planned.after(5.0).blocks == 1
+
+
+def test_labels() -> None:
+    """A file name is enough for files that have it in common with none, or are one file given twice."""
+    assert _labels(["a/x.onnx", "b/y.onnx", "a/x.onnx"]) == ["x.onnx", "y.onnx", "x.onnx (2)"]
+    assert _labels(["a/x.onnx", "b/x.onnx", "y.onnx"]) == ["a/x.onnx", "b/x.onnx", "y.onnx"]
+
+
+def test_three_digits() -> None:
+    """Zeros that were measured are shown, and nothing is rounded to none."""
+    shown = [three_digits(each) for each in (0.15, 12.0, 999.4, 999.6, 1234.5, 0.0000601, 0.0)]
+    assert shown == ["0.150", "12.0", "999", "1000", "1234", "0.0000601", "0"]
+
+
 def test_operator_times() -> None:
     """Time is summed over nodes, the median of a node's calls counts, and calls in a loop count each."""
 
@@ -233,10 +259,13 @@ def test_warnings() -> None:
         Case(8, level, {}, True, ["A", "B"], planned, samples, "budget", [None, None], None)
         for level in ("all", "off")
     ]
-    busy = Environment("cpu", 2, 2.5, 3.0, "system", {})
-    first, _, second = BenchReport([None, None], cases, busy, {}).warnings  # type: ignore[list-item]
+    busy = Environment("cpu", 1, 2, 2.5, 3.0, "system", {})
+    warned = BenchReport([None, None], cases, busy, {"threads": 2}).warnings  # type: ignore[list-item]
+    first, _, second, third = warned
     assert first.startswith("This machine is too noisy to see a difference of a few percent at level all: A ")
-    assert second.startswith("The load was 2.5 on 2 cores")
+    assert second.startswith("The load was 2.5 before this began, on a machine of 2 cores;")
+    assert third == "2 threads share 1 core, so they wait for each other; use fewer."
+    assert not Environment("cpu", 1, 8, 2.5, 3.0, "system", {}).overloaded
 
 
 # The command
@@ -373,6 +402,14 @@ def test_python() -> None:
         ([CNN, "--plot", "figure.pdf"], "figure.pdf is neither .png nor .svg"),
         ([CNN, "--json", "--markdown"], "contradict"),
         ([CNN, "--seconds", "0"], "is not in the range"),
+        ([CNN, "--seconds", "nan"], "'nan' is no finite number."),
+        ([CNN, "--width", "inf"], "'inf' is no finite number."),
+        ([CNN, "--threads", "99999"], "too few for 99999 threads; use fewer."),
+        ([CNN, "--batch", "2", "--dim", "batch=3"], "'batch' is the batch dimension of digits_cnn.onnx"),
+        ([CNN, "--batch", "9" * 14], "do not fit into memory"),
+        ([CNN, "--inputs", MODELS], "models is a directory; give an .npz"),
+        ([CNN, "--inputs", CNN], "digits_cnn.onnx is no .npz; write it with numpy.savez"),
+        ([CNN, "--plot", "/proc/figure.png"], "/proc cannot be written to ("),
         ([CNN, "--level", "all,most"], "'most' is not one of all, extended, basic, off."),
     ],
 )
@@ -386,6 +423,103 @@ def test_models_that_do_not_compare(run: Run, tmp_path: Path) -> None:
     one, two = relu(tmp_path / "one.onnx", (1, 3)), relu(tmp_path / "two.onnx", (1, 3), "z")
     refused(run(one, two), "two.onnx takes the inputs 'z', and one.onnx takes 'x'")
     refused(run(one, "--batch", 8), "one.onnx has no open batch dimension (it is fixed at 1)")
+    wide = relu(tmp_path / "wide.onnx", ("n", 4))
+    refused(
+        run(one, wide), "wide.onnx takes 'x' as n × 4 float32, and one.onnx runs on 1 × 3 float32; models"
+    )
+    (tmp_path / "figure.svg").mkdir()
+    refused(run(one, "--plot", tmp_path / "figure.svg"), "figure.svg is a directory; name a file.")
+
+
+def test_results_outlive_their_figure(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured is told also where the figure can no longer be written."""
+
+    def fail(report: BenchReport, path: Path) -> None:
+        raise bnfold.OutputError("the disk is full; make room.")
+
+    monkeypatch.setattr(BenchReport, "plot", fail)
+    path = relu(tmp_path / "relu.onnx", ("n", 3))
+    done = run(path, "--seconds", 0.2, "--json", "--plot", tmp_path / "figure.svg", "--batch", "2,2")
+    assert (done.code, done.err) == (2, "bnfold: the disk is full; make room.\n")
+    assert len(json.loads(done.out)["cases"]) == 1
+
+
+def test_closed_streams(tmp_path: Path) -> None:
+    """Nobody listens on stdout or stderr: that is no defect, and the exit code tells."""
+    path = relu(tmp_path / "relu.onnx", ("n", 3))
+    command = f"{shlex.quote(sys.executable)} -m bnfold bench {shlex.quote(str(path))} --seconds 0.1"
+    for closed in (">&-", "2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["bench", CNN, "--seconds", "0.1"], ["explain"]])
+def test_full_disk(arguments: list[str]) -> None:
+    """A report that cannot be written is one sentence, too."""
+    command = [sys.executable, "-m", "bnfold", *map(str, arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "bnfold: cannot write to stdout (No space left on device); make room, or write elsewhere.\n"
+    )
+
+
+def test_inputs_that_few_values_fit(run: Run, tmp_path: Path) -> None:
+    """Indices into a table of one row, and tensors declared empty, are made; so is a scalar."""
+    table = numpy_helper.from_array(np.ones((1, 8), np.float32), "w")
+    ends = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, ["n"]),
+        helper.make_tensor_value_info("e", TensorProto.FLOAT, [0, 8]),
+        helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["w", "i"], ["g"]),
+        helper.make_node("Concat", ["g", "e"], ["c"], axis=0),
+        helper.make_node("Mul", ["c", "s"], ["y"]),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])
+    graph = helper.make_graph(nodes, "g", ends, [y], [table])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    done = run(path, "--seconds", 0.1, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["cases"][0]["inputs"] == {"i": [1], "e": [0, 8], "s": []}
+
+
+def test_a_dimension_of_several_axes_is_no_batch(run: Run, tmp_path: Path) -> None:
+    """What also names another axis than the first is not what --batch sets."""
+    sizes = {"x": ["n", "k"], "z": ["k", "m"], "y": ["n", "m"]}
+    x, z, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, each) for name, each in sizes.items())
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "z"], ["y"])], "g", [x, z], [y])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    done = run(path, "--seconds", 0.1, "--json", "--batch", 4, "--dim", "k=5", "--dim", "m=2")
+    assert json.loads(done.out)["cases"][0]["inputs"] == {"x": [4, 5], "z": [5, 2]}
+
+
+def test_names_in_figures(tmp_path: Path) -> None:
+    """A name is text whatever is in it, is in the legend, and does not fill the panel."""
+    model = onnx.load(relu(tmp_path / "_a$b$.onnx", ("n", 3)))
+    assert _name("a$b\n$") == r"a\$b\n\$"
+    assert len(_name("long" * 30)) <= 35
+    report = bnfold.bench(tmp_path / "_a$b$.onnx", model, seconds=0.1)
+    report.plot(tmp_path / "figure.svg")
+    # Beside the control's lane and in the legend.
+    assert (tmp_path / "figure.svg").read_text().count("<!-- _a$b$.onnx -->") == 2
+
+
+def test_numbers_stay_whole_on_narrow_terminals(capsys: pytest.CaptureFixture[str]) -> None:
+    """A narrow table breaks names, not numbers."""
+    names = ("digits_cnn.onnx", "digits_cnn.onnx (folded)")
+    rows = [(each, "0.0136", "0.0192", "12980") for each in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        patch.setenv("COLUMNS", "42")
+        on_terminal([Table("One run (ms)", ("model", "median", "session creation (ms)", "runs"), rows)])
+    shown = capsys.readouterr().out
+    assert all(cell in shown for row in rows for cell in row[1:])
 
 
 def refused(done: Done, text: str) -> None:

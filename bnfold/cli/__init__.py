@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -72,6 +73,11 @@ def main() -> None:
         _exit(error.format_message(), 2)
     except BnfoldError as error:
         _exit(str(error), error.exit_code)
+    except OSError as error:
+        if error.filename is not None:  # a defect: what has a name was opened by us
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+        _exit(f"cannot write to stdout ({error.strerror or error}); make room, or write elsewhere.", 2)
 
 
 def _exit(message: str, code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,16 @@ class _Levels(_Type):
         return levels
 
 
+class _Finite(click.FloatRange):
+    """A number that is one: ``nan`` and ``inf`` are outside of every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
+
 class _Dimension(_Type):
     """``NAME=SIZE``."""
 
@@ -89,14 +100,14 @@ class _Dimension(_Type):
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Finite(min=0, min_open=True),
     default=20.0,
     show_default=True,
     help="Time budget for each batch size.",
 )
 @click.option(
     "--width",
-    type=click.FloatRange(min=0),
+    type=_Finite(min=0),
     default=0.02,
     show_default=True,
     help="Stop earlier when every interval is relatively this narrow.",
@@ -130,9 +141,11 @@ def bench(models: Sequence[Path], plot: Path | None, as_json: bool, as_markdown:
             **asked | {"dim": dict(asked["dim"]), "provider": asked["provider"] or "CPUExecutionProvider"},
             progress=progress,
         )
-    if plot is not None:
-        report.plot(plot)
-    _show(report, as_json, as_markdown)
+    try:
+        if plot is not None:
+            report.plot(plot)
+    finally:  # what was measured is told, also where it cannot be drawn
+        _show(report, as_json, as_markdown)
 
 
 def _show(report: BenchReport, as_json: bool, as_markdown: bool) -> None:
@@ -159,7 +172,7 @@ def _size(text: str) -> int | None:
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A bar on the terminal, redrawn only while nothing is measured."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, text: None
         return
     from rich.console import Console

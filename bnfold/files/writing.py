@@ -61,9 +61,7 @@ def _new_folder(parent: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {parent} ({error.strerror}); choose another place with -o."
-        ) from error
+        raise OutputError(f"cannot write to {parent} ({error.strerror}); choose another place.") from error
 
 
 def _move_into_place(folder: Path, target: Path, link: Path) -> None:

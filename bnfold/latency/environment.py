@@ -21,6 +21,7 @@ class Environment:
     Attributes:
         cpu: model name of the processor.
         cores: cores that this process may use.
+        machine_cores: cores of the machine, which its load is spread over.
         load_before: processes that wanted to run, mean of the minute before; None where nobody counts them.
         load_after: the same at the end.
         system: operating system and release.
@@ -29,6 +30,7 @@ class Environment:
 
     cpu: str
     cores: int
+    machine_cores: int
     load_before: float | None
     load_after: float | None
     system: str
@@ -36,8 +38,8 @@ class Environment:
 
     @property
     def overloaded(self) -> bool:
-        """Whether more processes wanted to run than there are cores, before this one began."""
-        return self.load_before is not None and self.load_before > self.cores
+        """Whether more processes wanted to run than the machine has cores, before this one began."""
+        return self.load_before is not None and self.load_before > self.machine_cores
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -49,7 +51,8 @@ def environment(load_before: float | None, onnxruntime: str) -> Environment:
     versions = {name: version(name) for name in ("numpy", "onnx", "scipy")}
     return Environment(
         cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine_cores(),
+        machine_cores=machine_cores(),
         load_before=load_before,
         load_after=load(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -60,6 +63,11 @@ def environment(load_before: float | None, onnxruntime: str) -> Environment:
             "python": platform.python_version(),
         },
     )
+
+
+def machine_cores() -> int:
+    """Cores of the machine, whether or not this process may use them."""
+    return os.cpu_count() or 1
 
 
 def load() -> float | None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .child.process import Child, Job, child
+from .child.process import BenchError, Child, Job, child
 from .child.sessions import LEVELS
+from .environment import machine_cores
 from .models import Model
-from .plan import plan
+from .plan import Plan, plan
 from .report import Case
 from .samples import Samples
 from .statistics import is_look
+from .verdict import counted
 
 Progress = Callable[[float, str], None]
 
@@ -34,8 +37,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ValueError(f"level is one of {', '.join(LEVELS)}, not {self.level!r}")
-        if self.threads < 1 or self.seconds <= 0 or self.width < 0 or not self.provider:
-            raise ValueError("threads, seconds and provider must be given, and width must not be negative")
+        if self.threads < 1 or not 0 < self.seconds < math.inf or not self.width >= 0 or not self.provider:
+            raise ValueError(
+                "threads, seconds and provider must be given, seconds finite, and width must not be negative"
+            )
+        if self.threads > machine_cores():
+            cores = counted(machine_cores(), "core")
+            raise BenchError(f"This machine has {cores}, too few for {self.threads} threads; use fewer.")
 
 
 class Measurement:
@@ -72,8 +80,7 @@ class Measurement:
             self.progress(0.0, "making inputs")
             ready = self._prepare(line)
             loads, times = ([*ready[each], ready[each][0]] for each in ("load", "run"))
-            planned = plan(loads, times, self.settings.seconds)
-            samples, stopped = self._sample(line, asdict(planned))
+            samples, planned, stopped = self._sample(line, plan(loads, times, self.settings.seconds))
             self.progress(1.0, "profiling" if profile else "measuring memory")
             operators = line.ask("profile")["operators"] if profile else None
         peaks = [self._peak(index) if memory else None for index in range(len(self.labels))]
@@ -97,19 +104,21 @@ class Measurement:
         self.onnxruntime = ready["onnxruntime"]
         return ready
 
-    def _sample(self, line: Child, planned: dict[str, int]) -> tuple[Samples, str]:
-        """Measure session pairs until the intervals are narrow or the time is up."""
+    def _sample(self, line: Child, planned: Plan) -> tuple[Samples, Plan, str]:
+        """Measure session pairs until the intervals are narrow or the time is up; also how it went."""
         samples, start, budget = Samples(), time.monotonic(), self.settings.seconds
         while True:
             pairs = len(samples.blocks)
-            samples.add(**line.ask("pair", seed=f"{self.settings.seed}/{pairs}", **planned))
+            timed = line.ask("pair", seed=f"{self.settings.seed}/{pairs}", **asdict(planned))
             spent = (time.monotonic() - start) / budget
+            planned = planned if pairs else planned.after(spent)
+            samples.add(timed["created"], timed["blocks"][: planned.blocks])
             self.progress(min(spent, 1.0), f"session pair {pairs + 1}")
             if is_look(pairs + 1) and self._widest(samples) <= self.settings.width:
-                return samples, "width"
+                return samples, planned, "width"
             # Another pair would overrun by more than half of itself.
             if spent * (pairs + 1.5) / (pairs + 1) >= 1:
-                return samples, "budget"
+                return samples, planned, "budget"
 
     def _widest(self, samples: Samples) -> float:
         return max(samples.time(role).width for role in range(1, len(self.labels) + 1))

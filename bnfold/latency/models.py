@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +80,14 @@ def _name(given: ModelLike, index: int) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """File names where they tell the models apart, else paths, else paths with a number."""
-    short = [Path(name).name for name in names]
-    chosen = short if len(set(short)) == len(short) else list(names)
+    """File names, paths where files of one name lie in several folders, a number where one comes again."""
+    paths: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        paths[Path(name).name].add(name)
     seen: Counter[str] = Counter()
     labels = []
-    for name in chosen:
+    for path in names:
+        name = Path(path).name if len(paths[Path(path).name]) == 1 else path
         seen[name] += 1
         labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return labels

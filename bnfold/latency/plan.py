@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Short enough for neighbours to share the state of the machine, long above the resolution of its clock. At
 # load 4 on two cores 2 ms gave intervals half as wide as 5 ms in the same time: more blocks end before
@@ -14,6 +14,7 @@ _BLOCK_SECONDS = 2e-3
 _TICKS = 1000
 # So many pairs make an interval of 7 order statistics; more blocks in fewer pairs would not make it narrower.
 _PAIRS = 12
+_FEWEST = 6  # with an interval
 _MOST_BLOCKS = 10
 WARM_RUNS, WARM_SECONDS = 2, 10e-3
 
@@ -31,6 +32,15 @@ class Plan:
     runs: int
     lead: int
     blocks: int
+
+    def after(self, spent: float) -> Plan:
+        """The plan once a first pair took so much of the budget: fewer blocks if too few pairs would fit.
+
+        On a busy machine a pair takes several times what the median run promises.
+        """
+        if spent * _FEWEST <= 1:
+            return self
+        return replace(self, blocks=max(1, int(self.blocks / (spent * _PAIRS))))
 
 
 def plan(loads: Sequence[float], times: Sequence[float], seconds: float) -> Plan:

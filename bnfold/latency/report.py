@@ -15,7 +15,7 @@ from .models import Model
 from .plan import Plan
 from .samples import Samples
 from .statistics import Interval, percentiles
-from .verdict import Comparison, Finding, numbers
+from .verdict import Comparison, Finding, counted, numbers
 
 SCHEMA_VERSION = 1
 # Beyond this a difference of a few percent, which is what a fold is often about, cannot be seen.
@@ -133,8 +133,13 @@ class BenchReport:
         said = [_noisy(case, self.where(case)) for case in noisy]
         if self.environment.overloaded:
             said.append(
-                f"The load was {self.environment.load_before} on {self.environment.cores} cores before "
-                "this began; stop other programs and measure again."
+                f"The load was {self.environment.load_before} before this began, on a machine of "
+                f"{counted(self.environment.machine_cores, 'core')}; stop other programs and measure again."
+            )
+        if self.settings["threads"] > self.environment.cores:
+            said.append(
+                f"{counted(self.settings['threads'], 'thread')} share "
+                f"{counted(self.environment.cores, 'core')}, so they wait for each other; use fewer."
             )
         if len(self.models) == 1:
             said.append(f"{self.models[0].label} has nothing to fold, so it was measured alone.")

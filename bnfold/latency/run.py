@@ -60,9 +60,9 @@ def bench(
     """
     _require("onnxruntime", "scipy")
     providers = (provider,) if isinstance(provider, str) else tuple(provider)
-    levels = (level,) if isinstance(level, str) else tuple(level)
+    levels = [level] if isinstance(level, str) else list(dict.fromkeys(level))
     settings = [Settings(threads, providers, each, seconds, width, dict(dim or {}), seed) for each in levels]
-    sizes: list[int | None] = [batch] if batch is None or isinstance(batch, int) else list(batch)
+    sizes: list[int | None] = [batch] if batch is None or isinstance(batch, int) else [*dict.fromkeys(batch)]
     before = load()
     with TemporaryDirectory(prefix="bnfold-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -74,7 +74,7 @@ def bench(
             part = _part(progress, index, len(wanted))
             measured = Measurement(compared, chosen, size, npz, folder, part)
             cases.append(measured.case(profile=profile))
-    given = {"level": levels[0] if len(levels) == 1 else list(levels), "inputs": npz and str(npz)}
+    given = {"level": levels[0] if len(levels) == 1 else levels, "inputs": npz and str(npz)}
     where = environment(before, measured.onnxruntime)
     return BenchReport(compared, cases, where, asdict(measured.settings) | given)
 
@@ -91,7 +91,8 @@ def _npz(inputs: Inputs, target: Path) -> Path | None:
         np.savez(target, allow_pickle=False, **{name: np.asarray(array) for name, array in inputs.items()})
         return target
     if not Path(inputs).is_file():
-        raise InputsError(f"{os.fspath(inputs)} does not exist; give an .npz with one array per input.")
+        what = "is a directory" if Path(inputs).is_dir() else "does not exist"
+        raise InputsError(f"{os.fspath(inputs)} {what}; give an .npz with one array per input.")
     return Path(inputs).resolve()
 
 

@@ -75,14 +75,20 @@ def numbers(ratio: Interval) -> str:
     return f"{estimate}× the time ({CONFIDENCE:.0%} interval {low} to {high})".replace("%", " %")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: "1 core", "2 cores"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _sentence(finding: Finding, model: str, against: str, verb: str, where: str) -> str:
     word, ratio = finding.word, finding.ratio
     if word is not Word.SAME:
         return f"{model} {verb} {word.value} than {against}: {numbers(ratio)}"
     why = ""
     if not ratio.known:
-        pairs = f"{ratio.count} session pair{'' if ratio.count == 1 else 's'}"
-        why = f"; {pairs} are too few, {_fewest()} are needed: give it more time"
+        verb = "is" if ratio.count == 1 else "are"
+        pairs = counted(ratio.count, "session pair")
+        why = f"; {pairs} {verb} too few, {_fewest()} are needed: give it more time"
     elif not ratio.low <= 1 <= ratio.high:
         why = f"; {against} against itself is no closer: {numbers(finding.control)}"
     return f"{word.value} {where}between {model} and {against}: {numbers(ratio)}{why}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,8 @@ def user_inputs(ports: list[Port], path: Path) -> Feeds:
         InputsError: the file cannot be read, or a name, dtype or shape does not fit; the text says what
             would.
     """
+    if not is_zipfile(path):
+        raise InputsError(f"{path} is no .npz; write it with numpy.savez, one array per input.")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -129,7 +132,7 @@ def _attempts(ports: list[Port]) -> Iterator[Sizes]:
     seen = set()
     for other in (None, *_SIZES):
         for batch in (2, 1):
-            for top in (10, 2) if any(_is_integer(each.dtype) for each in ports) else (10,):
+            for top in (10, 2, 1) if any(_is_integer(each.dtype) for each in ports) else (10,):
                 sizes = Sizes(batch, other, top)
                 key = (*_shapes(ports, sizes).values(), top)
                 if key not in seen:
@@ -171,7 +174,8 @@ def _is_integer(dtype: np.dtype[Any]) -> bool:
 
 
 def _dimension(dimension: Any) -> int | str | None:
-    return dimension.dim_value if dimension.dim_value > 0 else dimension.dim_param or None
+    fixed = dimension.HasField("dim_value") and dimension.dim_value >= 0  # 0: an empty tensor
+    return dimension.dim_value if fixed else dimension.dim_param or None
 
 
 def _fitting(each: Port, array: Array) -> Array:
@@ -184,15 +188,24 @@ def _fitting(each: Port, array: Array) -> Array:
         raise InputsError(
             f"Input {each.name!r} is {array.dtype.name}, but the model needs {wanted}; use astype."
         )
-    if each.shape is not None and not _matches(each.shape, array.shape):
-        wanted = " × ".join("?" if size is None else str(size) for size in each.shape) or "scalar"
+    if not fits(each, array):
         raise InputsError(
-            f"Input {each.name!r} has shape {list(array.shape)}, but the model needs {wanted}; reshape it."
+            f"Input {each.name!r} has shape {list(array.shape)}, "
+            f"but the model needs {shown(each.shape or ())}; reshape it."
         )
     return array
 
 
-def _matches(declared: tuple[int | str | None, ...], given: tuple[int, ...]) -> bool:
-    return len(declared) == len(given) and all(
-        not isinstance(size, int) or size == actual for size, actual in zip(declared, given, strict=True)
+def fits(each: Port, array: Array) -> bool:
+    """Whether an array has the dtype and the shape that an input declares."""
+    if array.dtype != each.dtype or each.shape is None:
+        return array.dtype == each.dtype
+    return len(each.shape) == array.ndim and all(
+        not isinstance(size, int) or size == actual
+        for size, actual in zip(each.shape, array.shape, strict=True)
     )
+
+
+def shown(shape: tuple[int | str | None, ...]) -> str:
+    """A shape as people read it."""
+    return " × ".join("?" if size is None else str(size) for size in shape) or "scalar"

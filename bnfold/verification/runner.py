@@ -167,7 +167,8 @@ def _npz(inputs: str | os.PathLike[str] | Mapping[str, Any], path: Path) -> Path
     if isinstance(inputs, (str, os.PathLike)):
         given = Path(inputs)
         if not given.is_file():
-            raise errors.InputsError(f"{given} does not exist; give an .npz with one array per input.")
+            what = "is a directory" if given.is_dir() else "does not exist"
+            raise errors.InputsError(f"{given} {what}; give an .npz with one array per input.")
         return given.absolute()
     import numpy as np
 

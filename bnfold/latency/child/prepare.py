@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ import onnx
 
 from bnfold.errors import InputsError
 from bnfold.verification.engines import CannotRunError
-from bnfold.verification.inputs import Port, port, runnable, user_inputs
+from bnfold.verification.inputs import Port, fits, port, runnable, shown, user_inputs
 
 from .process import BenchError, Job
 from .sessions import Feeds, Given, attempt, binds, call, keep, open_session, runtime
@@ -52,16 +52,19 @@ def _feeds(
 ) -> Feeds:
     label = job["labels"][0]
     say(f"making inputs for {label}")
-    graph = onnx.load(job["paths"][0], load_external_data=False).graph
     session = open_session(job, 0)
     required = {each.name for each in session.get_inputs()}
     try:
-        ports = [port(each) for each in graph.input if each.name in required]
+        ports = [port(each) for each in _inputs(job, 0) if each.name in required]
         if inputs is not None:
             return user_inputs(ports, Path(inputs))
         return runnable(sized(ports, batch, dim, label), lambda feeds: _try(job, session, feeds), seed)[0]
     except CannotRunError as error:
         raise BenchError(f"{label} cannot be run: {error}.") from error
+    except MemoryError as error:
+        raise InputsError(
+            f"Inputs for {label} do not fit into memory ({error}); ask for smaller ones."
+        ) from error
 
 
 def sized(ports: list[Port], batch: int | None, dim: Mapping[str, int], label: str) -> list[Port]:
@@ -77,7 +80,13 @@ def sized(ports: list[Port], batch: int | None, dim: Mapping[str, int], label: s
         if name not in names:
             have = ", ".join(map(repr, names)) or "none by name"
             raise InputsError(f"{label} has no open dimension {name!r}; it has {have}.")
-    firsts = [shape[0] for shape in shapes if shape]
+    inner = {size for shape in shapes for size in shape[1:]}
+    firsts = [shape[0] for shape in shapes if shape and not (isinstance(shape[0], str) and shape[0] in inner)]
+    for name, size in dim.items():
+        if batch is not None and name in firsts and size != batch:
+            raise InputsError(
+                f"{name!r} is the batch dimension of {label}, so --batch sets it; leave out --dim."
+            )
     if batch is not None and all(isinstance(size, int) for size in firsts) and {batch} != set(firsts):
         fixed = ", ".join(map(str, firsts)) or "nothing"
         raise InputsError(f"{label} has no open batch dimension (it is fixed at {fixed}); leave out --batch.")
@@ -107,8 +116,29 @@ def _opened(job: Job, index: int, feeds: Feeds, say: Callable[[str], None]) -> t
     start = perf_counter()
     session = open_session(job, index)
     seconds = perf_counter() - start
-    attempt(job, index, session, feeds)
+    try:
+        attempt(job, index, session, feeds)
+    except BenchError:
+        _check_alike(job, index, feeds)
+        raise
     return session, seconds
+
+
+def _check_alike(job: Job, index: int, feeds: Feeds) -> None:
+    """Say where a model asks for other inputs than the first, of which ONNX Runtime knows nothing."""
+    label, first = job["labels"][index], job["labels"][0]
+    for each in _inputs(job, index):
+        given = feeds.get(each.name)
+        if given is None or fits(wanted := port(each), given):
+            continue
+        raise BenchError(
+            f"{label} takes {each.name!r} as {shown(wanted.shape or ())} {wanted.dtype}, and {first} runs on "
+            f"{shown(given.shape)} {given.dtype}; models that are compared must take the same."
+        )
+
+
+def _inputs(job: Job, index: int) -> Sequence[onnx.ValueInfoProto]:
+    return list(onnx.load(job["paths"][index], load_external_data=False).graph.input)
 
 
 def _seconds(run: Callable[[], object]) -> float:

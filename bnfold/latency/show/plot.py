@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
 from bnfold import files
 from bnfold.errors import MissingDependencyError, OutputError
+from bnfold.wording import printable
 
 from ..report import BenchReport, Case
 from ..statistics import Array, Interval
@@ -18,6 +21,7 @@ from ..verdict import numbers
 SUFFIXES = (".png", ".svg")
 _COLOURS = ("#4c5866", "#d1495b", "#2e86ab", "#edae49", "#66a182", "#8d6a9f")
 _GREY = "#b8bec6"
+_LONGEST = 34
 
 
 def check(path: Path) -> None:
@@ -31,6 +35,14 @@ def check(path: Path) -> None:
         raise OutputError(f"{path} is neither .png nor .svg; give the figure one of these suffixes.")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; make it, or write the figure elsewhere.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory; name a file.")
+    try:
+        TemporaryFile(dir=path.resolve().parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent} cannot be written to ({error.strerror}); write the figure elsewhere."
+        ) from error
     if find_spec("matplotlib") is None:
         raise MissingDependencyError(
             "a figure needs matplotlib, which is not installed; run: pip install 'bnfold[plot]'"
@@ -48,7 +60,7 @@ def draw(report: BenchReport, path: Path) -> None:
 
     rows = len(report.cases)
     height = 1.3 + 0.5 * (len(report.models) + 1)
-    figure = Figure(figsize=(11, max(2.6, height) * rows), layout="constrained")
+    figure = Figure(figsize=(12.5, max(2.6, height) * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, 2, squeeze=False)
     for (left, right), case in zip(panels, report.cases, strict=True):
@@ -56,14 +68,15 @@ def draw(report: BenchReport, path: Path) -> None:
         title = where and f" · {where}"
         _ratios(left, case, title)
         _times(right, case, title)
-    with files.staged(path) as temporary:
+    with files.staged(path) as temporary, catch_warnings():
+        simplefilter("ignore", UserWarning)  # that a font has no glyph for a letter in a name
         figure.savefig(temporary, dpi=150)
 
 
 def _ratios(panel: Any, case: Case, title: str) -> None:
     """One lane for each comparison: every block a dot, every session pair a ring, the interval a bar."""
-    lanes = [(f"{case.labels[0]}\nagainst itself", len(case.labels), case.control)]
-    lanes += [(each.model, role, each.time.ratio) for role, each in enumerate(case.comparisons, 1)]
+    lanes = [(f"{_name(case.labels[0])}\nagainst itself", len(case.labels), case.control)]
+    lanes += [(_name(each.model), role, each.time.ratio) for role, each in enumerate(case.comparisons, 1)]
     limits = _limits(case, [role for _, role, _ in lanes])
     for height, (_, role, ratio) in enumerate(lanes):
         colour = _GREY if role == len(case.labels) else _colour(role)
@@ -77,8 +90,8 @@ def _ratios(panel: Any, case: Case, title: str) -> None:
     panel.set_yticks(range(len(lanes)), [name for name, _, _ in lanes])
     panel.set_ylim(len(lanes) - 0.4, -0.6)
     _plain_ticks(panel)
-    panel.set_xlabel(f"time of a run ÷ {case.labels[0]} (grey: noise floor)")
-    panel.set_title(f"Blocks (dots), session pairs (rings), 95 % interval{title}", fontsize=10, loc="left")
+    panel.set_xlabel(f"time of a run ÷ {_name(case.labels[0])} (grey: noise floor)")
+    panel.set_title(f"Blocks (dots), pairs (rings), 95 % interval{title}", fontsize=9, loc="left")
     _clean(panel)
 
 
@@ -108,17 +121,18 @@ def _bar(panel: Any, height: int, ratio: Interval) -> None:
         fontsize=9,
         fontweight="bold",
         zorder=5,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
     )
 
 
 def _times(panel: Any, case: Case, title: str) -> None:
     """The part of the runs that took at most so long, for each model."""
-    for role, label in enumerate(case.labels):
+    for role in range(len(case.labels)):
         runs = np.sort(case.samples.runs[role]) * 1000
         part = np.arange(1, len(runs) + 1) / len(runs)
         keep = np.unique(np.linspace(0, len(runs) - 1, min(len(runs), 2000)).astype(int))
         panel.plot(
-            runs[keep], part[keep] * 100, drawstyle="steps-post", color=_colour(role), label=label, lw=1.5
+            runs[keep], part[keep] * 100, drawstyle="steps-post", color=_colour(role), label=str(role), lw=1.5
         )
     every = np.concatenate([np.asarray(runs) for runs in case.samples.runs[: len(case.labels)]]) * 1000
     low, high = np.quantile(every, (0.0, 0.95))
@@ -126,8 +140,10 @@ def _times(panel: Any, case: Case, title: str) -> None:
     panel.set_ylim(0, 100)
     panel.set_xlabel("time of one run (ms)")
     panel.set_ylabel("runs done (%)")
-    panel.set_title(f"Every single run{title}", fontsize=10, loc="left")
-    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    panel.set_title(f"Every single run{title}", fontsize=9, loc="left")
+    legend = panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    for text, label in zip(legend.get_texts(), case.labels, strict=True):
+        text.set_text(_name(label))  # given as a label, a name that starts with "_" would be left out
     _clean(panel)
 
 
@@ -146,7 +162,7 @@ def _plain_ticks(panel: Any) -> None:
     """Ratios as they are read, 0.9 and not 9 × 10⁻¹."""
     from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
-    panel.xaxis.set_major_locator(MaxNLocator(7))
+    panel.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # 1 is among the ticks
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -155,6 +171,14 @@ def _clean(panel: Any) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     panel.tick_params(labelsize=8)
+    panel.xaxis.label.set_size(9)
+    panel.yaxis.label.set_size(9)
+
+
+def _name(label: str) -> str:
+    """A label that fits beside a panel, and is no formula: matplotlib sets what stands between dollars."""
+    short = label if len(label) <= _LONGEST else f"{label[: _LONGEST // 3]}…{label[-(_LONGEST * 2 // 3) :]}"
+    return printable(short).replace("$", r"\$")
 
 
 def _colour(role: int) -> str:

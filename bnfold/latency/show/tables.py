@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from bnfold.render import Table, markdown
 from bnfold.wording import printable
 
 from ..report import BenchReport, Case
-from ..verdict import numbers
+from ..verdict import counted, numbers
 
 _STOPPED = {"width": "the target width was reached", "budget": "the time was up"}
 
@@ -67,7 +69,7 @@ def _resources(report: BenchReport, case: Case, title: str) -> Table:
         (
             printable(model.label),
             _ms(entry["load_seconds"]),
-            f"{model.bytes / 1e6:.3f}",
+            three_digits(model.bytes / 1e6),
             "–" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:.1f}",
         )
         for model, entry in zip(report.models, data, strict=True)
@@ -103,13 +105,12 @@ def _noise(case: Case) -> str:
 
 
 def _effort(case: Case) -> str:
-    pairs, plan = len(case.samples.blocks), case.plan
     shapes = ", ".join(
         f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in case.shapes.items()
     )
     return (
-        f"{pairs} session pair{_s(pairs)} × {plan.blocks} block{_s(plan.blocks)} × "
-        f"{plan.runs} run{_s(plan.runs)} on {shapes or 'no input'}; {_STOPPED[case.stopped]}."
+        f"{counted(len(case.samples.blocks), 'session pair')} × {counted(case.plan.blocks, 'block')} × "
+        f"{counted(case.plan.runs, 'run')} on {shapes or 'no input'}; {_STOPPED[case.stopped]}."
     )
 
 
@@ -118,15 +119,17 @@ def _machine(report: BenchReport) -> str:
     loads = (where.load_before, where.load_after)
     load = "unknown" if None in loads else f"{loads[0]} before, {loads[1]} after"
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
-    return f"{where.cpu}, {where.cores} core{_s(where.cores)}, load {load}; {where.system}; {versions}."
+    cores = counted(where.machine_cores, "core")
+    usable = cores if where.cores == where.machine_cores else f"{where.cores} of {cores}"
+    return f"{where.cpu}, {usable}, load {load}; {where.system}; {versions}."
 
 
 def _settings(report: BenchReport) -> str:
     chosen = report.settings
-    threads = chosen["threads"]
     levels = [chosen["level"]] if isinstance(chosen["level"], str) else chosen["level"]
     return (
-        f"{threads} thread{_s(threads)}, optimization level{_s(len(levels))} {', '.join(levels)}, "
+        f"{counted(chosen['threads'], 'thread')}, "
+        f"optimization {'level' if len(levels) == 1 else 'levels'} {', '.join(levels)}, "
         f"{' then '.join(chosen['provider'])}, seed {chosen['seed']}."
     )
 
@@ -138,9 +141,10 @@ def _where(report: BenchReport, case: Case) -> str:
 
 def _ms(seconds: float) -> str:
     """Milliseconds with three digits."""
-    value = seconds * 1000
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return three_digits(seconds * 1000)
 
 
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
+def three_digits(value: float) -> str:
+    """A positive number with three digits, trailing zeros among them: "0.150", "12.0", "1234"."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f}"
