@@ -541,6 +541,56 @@ def _matmul(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     return Tensor(g.op.node(op_type, *names), tuple(shape), tuple(static))
 
 
+@writes("Product", often=2)
+def _product(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """MatMul of two tensors, or of one with itself; the left one may be a Softmax, as in attention."""
+    if x.rank < 2 or prod(x.shape) > 500:
+        return None
+    turned = g.maybe(0.5)
+    summed = -1 if turned else -2
+    fitting = [t for t in g.tensors if t.rank == x.rank and _fits_behind(t, x, summed)]
+    if not fitting:
+        return None
+    other = g.random.choice(fitting)
+    right, left = other.name, x.name
+    if turned:
+        order = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
+        right = g.op.Transpose(right, perm=order)
+    if g.maybe(0.5):
+        left = g.op.Softmax(left, axis=x.rank - 1)
+    free = -2 if turned else -1
+    outer = [b if a[0] == 1 else a for a, b in zip(_axes_of(x)[:-2], _axes_of(other)[:-2], strict=True)]
+    axes = [*outer, _axes_of(x)[-2], _axes_of(other)[free]]
+    shape, static = zip(*axes, strict=True)
+    return Tensor(g.op.MatMul(left, right), shape, static)
+
+
+def _axes_of(t: Tensor) -> list[tuple[int, bool]]:
+    """The size of each axis, and whether it stands in the model."""
+    return list(zip(t.shape, t.static, strict=True))
+
+
+def _fits_behind(t: Tensor, x: Tensor, summed: int) -> bool:
+    """Whether the product of ``x`` with ``t`` sums over this axis of ``t``; sizes of 1 broadcast."""
+    outer = zip(_axes_of(t)[:-2], _axes_of(x)[:-2], strict=True)
+    return _axes_of(t)[summed] == _axes_of(x)[-1] and all(a == b or (1, True) in (a, b) for a, b in outer)
+
+
+@writes("Run")
+def _run(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
+    """Maps along the last axis and a Relu in front of a Transpose, as Keras on torch exports them."""
+    if x.rank != 4 or not x.static[-1]:
+        return None
+    y = g.op.Tile(x.name, g.op.ints(1, 1, 1, 4)) if prod(x.shape) < 300 and g.maybe(0.5) else x.name
+    count = x.shape[-1] * (1 if y == x.name else 4)
+    for name in g.random.choices(["Mul", "Add", "Sub"], k=g.random.randint(1, 4)):
+        y = g.op.node(name, y, g.const(g.numbers((count,))))
+    y = g.op.Relu(y) if g.maybe(0.8) else y
+    first = [(x.shape[0], x.static[0]), (count, True), *_axes_of(x)[1:3]]
+    shape, static = zip(*first, strict=True)
+    return Tensor(g.op.Transpose(y, perm=[0, 3, 1, 2]), shape, static)
+
+
 @writes("Transpose", often=3)
 def _transpose(g: RandomGraph, op_type: str, x: Tensor) -> Tensor | None:
     order = list(range(x.rank))

@@ -581,6 +581,24 @@ def test_huge_generated_constant_is_none() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("op_type", "given"),
+    [
+        ("ConstantOfShape", [2]),
+        ("ConstantOfShape", [[[2, 3]]]),
+        ("ConstantOfShape", [[2**62] * 20]),
+        ("Range", [[0, 1], 4, 1]),
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_constant(op_type: str, given: Sequence[Any]) -> None:
+    """What nobody can fill or count is left to the run time."""
+    op = Graph(17)
+    y = op.batch_norm(op.Conv(op.input("x", (1, 3, 4, 4)), op.weight(4, 3, 1, 1)))
+    made = op.node(op_type, *(op.const(each, TensorProto.INT64) for each in given))
+    assert op_types(bnfold.fold(op.finish([y, made])).model) == ["Conv", op_type]
+
+
 @pytest.mark.parametrize("op_type", ["Unsqueeze", "DequantizeLinear"])
 def test_operator_without_its_input_makes_no_constant(op_type: str) -> None:
     """An empty name where an operator needs an input is nothing that could be computed with."""

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -317,14 +317,16 @@ def _axes(
 
 
 def _claims(node: ir.Node, feeds: list[npt.NDArray[Any] | None]) -> float:
-    """How many elements a node makes whose inputs do not hold as many."""
-    given = [feed for feed in feeds if feed is not None]
+    """How many elements a node makes whose inputs do not hold as many; without end where nobody can tell."""
+    if node.op_type not in ("ConstantOfShape", "Range"):
+        return 0
+    given = [feed.ravel().tolist() for feed in feeds if feed is not None]
     if node.op_type == "ConstantOfShape":
-        return float(prod(given[0].tolist()))
-    if node.op_type == "Range":
-        start, limit, delta = (feed.item() for feed in given)
-        return float((limit - start) / delta) if delta else 0
-    return 0
+        return int(prod(given[0]))
+    if [len(each) for each in given] != [1, 1, 1]:
+        return inf
+    (start,), (limit,), (delta,) = given
+    return float((limit - start) / delta) if delta else 0
 
 
 def _named(info: onnx.ValueInfoProto, names: Iterator[str]) -> onnx.ValueInfoProto:
