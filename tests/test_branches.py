@@ -669,14 +669,26 @@ def test_turned_off_and_selected() -> None:
     assert operators(bnfold.fold(original).model) == {"Conv": 1}
 
 
-def test_excluded_map_stays() -> None:
-    """A map that is to be left alone becomes part of no layer."""
+@pytest.mark.parametrize(
+    ("selection", "left"),
+    [
+        ({"skip": "add_6*"}, {"Conv": 2, "Add": 2}),
+        ({"skip": "add_7*"}, {"Conv": 3, "Add": 1, "Sub": 1}),
+        ({"skip": "conv_4*"}, {"Conv": 2, "Add": 1}),
+        ({"only": ["sub*", "add*"]}, {"Conv": 3, "Add": 1, "Sub": 1}),
+        ({"only": ["sub*", "add*", "conv*"]}, {"Conv": 1}),
+    ],
+    ids=["a map", "a sum", "a layer", "sums alone", "all"],
+)
+def test_what_is_excluded_stays(selection: dict[str, Any], left: dict[str, int]) -> None:
+    """A map, a sum or a layer that is to be left alone becomes part of no layer."""
 
     def write(op: Graph, x: str) -> str:
-        shifted = op.Add(conv(op, x, 4, 4, 1, 1), op.weight(4, 1, 1))
-        return op.Sub(conv(op, x, 4, 4, 1, 1), shifted)
+        a, b = conv(op, x, 4, 4, 1, 1), conv(op, x, 4, 4, 1, 1)
+        shifted = op.Add(b, op.weight(4, 1, 1))
+        return op.Sub(op.Add(a, shifted), conv(op, x, 4, 4, 1, 1))
 
-    assert operators(merged(written(write), skip="add*")[0]) == {"Conv": 2, "Add": 1, "Sub": 1}
+    assert operators(merged(written(write), **selection)[0]) == left
 
 
 @pytest.mark.parametrize("gemm", [False, True])

@@ -19,7 +19,7 @@ from bnfold.branches.read import layer
 from bnfold.branches.transposed import Transposed
 from bnfold.core.affine import IDENTITY, Affine
 from bnfold.core.graph.shapes import Dim
-from bnfold.core.graph.view import View
+from bnfold.core.graph.view import View, name_of
 from bnfold.core.planning.plan import Blocked
 from bnfold.core.reasons import Reason, Refused, require
 from bnfold.core.site import BROADCASTING
@@ -70,8 +70,8 @@ def is_sum(view: View, node: ir.Node) -> bool:
     """Whether a node adds or subtracts tensors, of which some are computed."""
     if node.op_type not in _SUMS or not view.site(node).version or view.opset < BROADCASTING:
         return False
-    known = all(value is not None for value in node.inputs)
-    return known and not _is_map(view, node) and view.facts.is_float(node.outputs[0])
+    known = view.chosen(name_of(node)) and all(value is not None for value in node.inputs)
+    return known and view.affine(node) is None and view.facts.is_float(node.outputs[0])
 
 
 def signs(node: ir.Node) -> list[int]:
@@ -114,17 +114,10 @@ def _obstacle(value: ir.Value, reader: ir.Node) -> Blocked | None:
     return None if value.graph is reader.graph else Blocked(Reason.SUBGRAPH, reader, value)
 
 
-def _is_map(view: View, node: ir.Node) -> bool:
-    """Whether a node is an affine map, which may be one that is to be left alone."""
-    try:
-        return view.affine(node) is not None
-    except Refused:
-        return True
-
-
 def through(view: View, node: ir.Node, depth: int) -> list[Form]:
     """The readings of a node's output that go further up than the node, whoever else reads it."""
     try:
+        require(view.chosen(name_of(node)), Reason.EXCLUDED)
         if (known := view.affine(node)) is not None:
             index, affine = known
             return [_with_map(form, affine, node) for form in _inner(view, node, index, depth)]

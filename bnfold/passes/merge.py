@@ -17,7 +17,7 @@ class MergeBranchesPass(RewritePass):
     takes fewer multiplications that way.
 
     Args:
-        only: merge only at nodes whose name matches one of these globs.
+        only: merge only sums and layers whose name matches one of these globs.
         skip: leave sums and layers alone whose name matches one of these globs.
 
     Attributes:
