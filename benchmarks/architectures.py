@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 import pages
@@ -88,14 +89,14 @@ def tried(name: str, exporters: list[str], folder: Path, keep: Path | None) -> d
     try:
         python(name, folder, *exporters)
     except subprocess.CalledProcessError as failed:
-        return {each: {"failure": failed.stderr.strip().splitlines()[-1][:110]} for each in exporters}
+        return {each: {"failure": brief(failed.stderr.strip().splitlines()[-1])} for each in exporters}
     except subprocess.TimeoutExpired as late:
         return {each: {"failure": f"stopped after {late.timeout:g} s"} for each in exporters}
     found = {}
     for exporter in exporters:
         path = folder / f"{exporter}.onnx"
         failed = path.with_suffix(".failed")
-        found[exporter] = folded(path, keep) if path.exists() else {"failure": failed.read_text()[:110]}
+        found[exporter] = folded(path, keep) if path.exists() else {"failure": brief(failed.read_text())}
     return found
 
 
@@ -104,12 +105,12 @@ def folded(path: Path, keep: Path | None) -> dict[str, Any]:
     try:
         result = bnfold.fold(path)
     except bnfold.BnfoldError as refused:
-        return {"failure": str(refused)[:110]}
+        return {"failure": brief(str(refused))}
     target = path.with_suffix(".folded.onnx")
     result.save(target)
     verdict = bnfold.verify(path, target, shared=True)
     if verdict.status is Status.NOT_VERIFIED:
-        return {"failure": verdict.reason[:110]}
+        return {"failure": brief(verdict.reason)}
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         report = {**result.report.to_dict(), "verdict": verdict.to_dict()}
@@ -125,6 +126,11 @@ def folded(path: Path, keep: Path | None) -> dict[str, Any]:
         "equal": verdict.ok,
         "seconds": round(result.report.seconds, 2),
     }
+
+
+def brief(message: str) -> str:
+    """The first line of an error, as far as a line of the page holds it."""
+    return shorten(message.strip().splitlines()[0], 240, placeholder=" …")
 
 
 def maps(report: bnfold.Report) -> int:
@@ -168,7 +174,11 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            *(["", "Not exported, or not run by ONNX Runtime:", "", *failed] if failed else []),
+            *(
+                ["", "Not exported, or exported as a model that ONNX Runtime does not run:", "", *failed]
+                if failed
+                else []
+            ),
             "",
             f"{versions}.",
         ]
