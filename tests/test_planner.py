@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -839,9 +840,6 @@ def test_what_stands_behind_a_layer_norm_folds() -> None:
     assert (found["Mul"], found["Add"], found["MatMul"]) == (2, 1, 1)
 
 
-# ---------------------------------------------------------------- leftovers
-
-
 @pytest.mark.parametrize("op_type", ["Squeeze", "Unsqueeze"])
 def test_axes_from_the_end_before_opset_11(op_type: str) -> None:
     """Runtimes take them where onnx's inference does not: it is not believed then."""
@@ -857,6 +855,9 @@ def test_axes_from_the_end_before_opset_11(op_type: str) -> None:
     result = bnfold.fold(model)
     assert not differences(model, result.model, feeds_for(model))
     assert not result.report.changed
+
+
+# ---------------------------------------------------------------- leftovers
 
 
 def leftovers(op: Graph) -> str:
@@ -900,13 +901,20 @@ def test_leftovers_stay_when_portable() -> None:
 def test_leftovers_that_no_batch_norm_states(
     opset: int, shape: Sequence[int], vary: Sequence[int], dtype: int
 ) -> None:
-    """Where one BatchNormalization would not do, Mul and Add stay."""
+    """Where one BatchNormalization would not do, a longer run becomes a Mul and an Add, which stay."""
 
-    def write(op: Graph) -> str:
+    def write(op: Graph, times: int) -> str:
         x = op.Sigmoid(op.input("x", shape))
-        return op.Sigmoid(op.Add(op.Mul(x, op.weight(*vary)), op.weight(*vary)))
+        for _ in range(times):
+            x = op.Add(op.Mul(x, op.weight(*vary)), op.weight(*vary))
+        return str(op.Sigmoid(x))
 
-    assert not fold(written(write, opset, dtype=dtype)).report.changed
+    assert not fold(written(partial(write, times=1), opset, dtype=dtype)).report.changed
+    model = written(partial(write, times=3), opset, dtype=dtype)
+    result = bnfold.fold(model)
+    assert not differences(model, result.model, feeds_for(model))
+    assert count(result.model) == {"Sigmoid": 2, "Mul": 1, "Add": 1}
+    assert [row.status for row in result.report.rows] == ["merged"] * 6
 
 
 def test_run_of_shifts_merges() -> None:

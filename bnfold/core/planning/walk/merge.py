@@ -1,4 +1,4 @@
-"""Along a run of affine nodes that find no home: they are stated as one."""
+"""Along a run of affine nodes that find no home: they are stated as one, or as a Mul and an Add."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import onnx_ir as ir
 
 from bnfold.core.affine import Affine
 from bnfold.core.graph.view import View
+from bnfold.core.planning.leftover import leftover
 from bnfold.core.planning.plan import Direction, Plan, at
 from bnfold.core.reasons import Reason, require
 
 
 def merge(view: View, seed: ir.Node) -> Plan:
-    """Plan to state the whole run of affine nodes that begins at ``seed`` as one; raises like ``go_up``."""
+    """Plan to state the whole run of affine nodes that begins at ``seed`` as one; raises like ``go_up``.
+
+    Where no single node can say it (see ``leftover``), three or more become two.
+    """
     with at(seed):
         require(not view.portable, Reason.NO_GAIN)
         run, affine = run_from(view, seed)
         require(len(run) > 1, Reason.NO_GAIN)
-    return Plan(seed, Direction.MERGE, bypassed=run[:-1], restated={run[-1]: affine}, path=run[1:])
+        single = leftover(affine, run[-1].outputs[0], view.facts, view.opset) is not None
+    plan = Plan(seed, Direction.MERGE, bypassed=run[:-1], restated={run[-1]: affine}, path=run[1:])
+    if len(run) > 2 and not single:
+        scale = plan.bypassed.pop()
+        plan.restated = {scale: affine.linear, run[-1]: affine.translation}
+        plan.changed = [scale.outputs[0]]
+    return plan
 
 
 def run_from(view: View, seed: ir.Node) -> tuple[list[ir.Node], Affine]:
