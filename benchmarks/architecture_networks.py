@@ -343,7 +343,8 @@ def exports(network: nn.Module, inputs: tuple[Tensor, ...], folder: Path, names:
         try:
             ways[name](folder / f"{name}.onnx")
         except Exception as error:  # one exporter's failure is a line of the table, not the end of it
-            lines = f"{type(error).__name__}: {error}".strip().splitlines()
+            cause = error.__cause__ or error
+            lines = f"{type(cause).__name__}: {cause}".strip().splitlines()
             (folder / f"{name}.onnx").unlink(missing_ok=True)
             (folder / f"{name}.failed").write_text(lines[0])
 

@@ -388,6 +388,20 @@ def test_axes_counted_by_a_range() -> None:
     assert not differences(original, folded, feeds_for(original))
 
 
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_parts_of_a_sequence(place: int) -> None:
+    """Torch, its optimizer off, splits into sequences: the shape of each part is inferred."""
+    op = Graph(18)
+    y = op.Relu(op.input("x", (1, 6, 3, 3)))
+    parts = op.SplitToSequence(y, op.ints(4, 2), axis=1)
+    part, size = op.SequenceAt(parts, op.const(place, TensorProto.INT64)), 2 if place else 4
+    scaled = op.Add(op.Mul(part, op.weight(size, 1, 1)), op.weight(size, 1, 1))
+    original = op.finish([op.Conv(scaled, op.weight(2, size, 1, 1))])
+    folded = bnfold.fold(original).model
+    assert op_types(folded) == ["Relu", "SplitToSequence", "SequenceAt", "Conv"]
+    assert not differences(original, folded, feeds_for(original))
+
+
 @pytest.mark.parametrize("op_type", ["ConstantOfShape", "Expand", "Range", "Tile"])
 def test_what_no_memory_holds_is_not_evaluated(op_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes can ask for any number of values."""

@@ -340,7 +340,8 @@ def truth(model: ModelProto, feeds: Mapping[str, NDArray[Any]], new_ops: Iterabl
     given = {name: feed.astype(np.float64) if _is_float(feed) else feed for name, feed in feeds.items()}
     with np.errstate(all="ignore"):
         values = evaluator.run(None, given, intermediate=True)
-    return {name: np.asarray(value) for name, value in values.items() if name and value is not None}
+    tensors = {name: value for name, value in values.items() if not isinstance(value, list)}
+    return {name: np.asarray(value) for name, value in tensors.items() if name and value is not None}
 
 
 # Half a unit in the last place of 1: what one rounding of a stored weight costs at most.

@@ -31,6 +31,9 @@ _FIRST_INFERRED = 6
 # Before this opset axes are not to be counted from the end, though runtimes do.
 _AXES_FROM_THE_END = 11
 
+# From this opset on the sizes of a Split are an input.
+_SIZES_AS_INPUT = 13
+
 # How often inference starts anew behind operators that it does not know.
 _MAX_PASSES = 16
 
@@ -255,6 +258,8 @@ def _skeleton(model: ir.Model, facts: Facts) -> onnx.ModelProto:
             _add_constant(graph, node.outputs[0].name or "", tensor)
             if tensor.dtype in _KNOWN and tensor.nbytes <= _SMALL_BYTES:
                 known[graph.initializer[-1].name] = graph.initializer[-1]
+        elif (split := _as_split(node, known, model)) is not None:
+            graph.node.append(split)
         elif not _is_ambiguous(node, known, opset_of(model)):
             graph.node.append(_undeclared(ir.serde.serialize_node(node), model.functions))
     graph.output.extend(onnx.ValueInfoProto(name=value.name or "") for value in model.graph.outputs)
@@ -283,6 +288,23 @@ def _is_ambiguous(node: ir.Node, known: dict[str, onnx.TensorProto], opset: int)
     if axes is not None:
         return axes.name in known and 0 in known[axes.name].dims
     return opset < _AXES_FROM_THE_END and any(axis < 0 for axis in node.attributes.get_ints("axes", ()))
+
+
+def _as_split(node: ir.Node, known: dict[str, onnx.TensorProto], model: ir.Model) -> onnx.NodeProto | None:
+    """A part of a sequence as the output of a Split: onnx keeps one shape for all parts, which may differ."""
+    sequence = node.inputs[0] if node.op_type == "SequenceAt" and is_standard(node, model.functions) else None
+    made = None if sequence is None else sequence.producer()
+    if made is None or made.op_type != "SplitToSequence" or not is_standard(made, model.functions):
+        return None
+    names = [value.name or "" for value in (*made.inputs, node.inputs[1]) if value is not None]
+    if len(names) < 3 or not known.keys() >= set(names[1:]) or opset_of(model) < _SIZES_AS_INPUT:
+        return None
+    sizes, place = (numpy_helper.to_array(known[name]) for name in names[1:])
+    if sizes.ndim != 1 or not -len(sizes) <= place.item() < len(sizes):
+        return None
+    outputs = [f"{node.outputs[0].name} beside {index}" for index in range(len(sizes))]
+    outputs[place.item()] = node.outputs[0].name or ""
+    return onnx.helper.make_node("Split", names[:2], outputs, axis=made.attributes.get_int("axis", 0))
 
 
 def _add_constant(graph: onnx.GraphProto, name: str, tensor: ir.TensorProtocol) -> None:
