@@ -24,10 +24,12 @@ from typing import Any
 
 import huge
 import light
+import onnxruntime
 import pages
 import peers
 from processes import Ran, run
 
+from bnfold.latency.environment import environment
 from bnfold.latency.environment import load as load_average
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +74,13 @@ def measure(asked: argparse.Namespace) -> Data:
     for title, name in MODELS.items():
         if asked.only in (None, name):
             known[title] = _rounds(_model(name, asked.folder), asked.rounds, asked.seconds)
-    return {"versions": peers.versions(), "load": [before, load_average()], "models": known}
+    where = environment(before, onnxruntime.__version__)
+    return {
+        "cpu": f"{where.cpu}, {where.cores} of {where.machine_cores} cores, {where.system}",
+        "versions": peers.versions(),
+        "load": [before, load_average()],
+        "models": known,
+    }
 
 
 def _model(name: str, folder: Path) -> Path:
@@ -145,8 +153,8 @@ def _lines(data: Data) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     before, after = data["load"]
     yield (
-        f"Medians of up to {_most_runs(data)} runs, with the fastest and the slowest; load average {before} "
-        f"before and {after} after. Versions: {versions}."
+        f"Medians of up to {_most_runs(data)} runs, with the fastest and the slowest; {data['cpu']}, load "
+        f"average {before} before and {after} after. Versions: {versions}."
     )
 
 
