@@ -869,6 +869,7 @@ def test_leftovers_merge(dtype: int) -> None:
     """Mul and Add that cannot move become one BatchNormalization, and both are reported as merged."""
     result = fold(written(leftovers, dtype=dtype))
     assert count(result.model) == {"Sigmoid": 2, "BatchNormalization": 1}
+    assert len(result.model.graph.initializer) == 4, "the old constants are gone"
     assert [row.status for row in result.report.rows] == ["merged", "merged"]
     assert (result.report.folded, result.report.merged) == (0, 2)
 
@@ -996,6 +997,63 @@ def test_output_within_a_run_is_kept() -> None:
         return y, op.Sigmoid(op.Add(y, op.weight(3, 1, 1)))
 
     assert not fold(written(write)).report.changed
+
+
+def test_maps_that_meet_are_merged() -> None:
+    """Two scales with a Transpose between them become one of them; neither went into weights."""
+
+    def write(op: Graph) -> str:
+        y = op.Transpose(op.Mul(op.Sigmoid(image(op)), op.weight(3, 1, 1)), perm=[0, 2, 3, 1])
+        return str(op.Sigmoid(op.Mul(y, op.weight(3))))
+
+    result = fold(written(write))
+    assert count(result.model) == {"Sigmoid": 2, "Transpose": 1, "Mul": 1}
+    assert [row.status for row in result.report.rows] == ["merged", "merged"]
+
+
+def test_a_single_shift_turns_a_relu() -> None:
+    """Behind no layer and in front of one; a dense bias stays where it is, and so does its Relu."""
+
+    def shift(op: Graph) -> str:
+        y = op.Relu(op.Add(op.Sigmoid(op.input("x", ("N", 4))), op.weight(4)))
+        return str(op.Gemm(y, op.weight(4, 3), op.weight(3)))
+
+    def bias(op: Graph) -> str:
+        y = op.Relu(op.Add(op.MatMul(op.input("x", ("N", 4)), op.weight(4, 5)), op.weight(5)))
+        return str(op.Gemm(y, op.weight(5, 3), op.weight(3)))
+
+    assert count(fold(written(shift)).model) == {"Sigmoid": 1, "Max": 1, "Gemm": 1}
+    assert not fold(written(bias)).report.changed
+
+
+def test_output_says_of_itself_what_it_said() -> None:
+    """What takes the place of an output takes over its metadata, and keeps none of its own."""
+    model = ir.serde.deserialize_model(written(lambda op: op.batch_norm(conv(op, image(op)))))
+    inner, outer = (node.outputs[0] for node in model.graph)
+    inner.metadata_props["inner"], outer.metadata_props["outer"] = "1", "2"
+    bnfold.FoldPass()(model)
+    assert dict(model.graph.outputs[0].metadata_props) == {"outer": "2"}
+
+
+@pytest.mark.parametrize("ir_version", [4, 8])
+def test_initializers_that_are_inputs(ir_version: int) -> None:
+    """From IR version 4 on they may be overridden."""
+    model = written(lambda op: op.batch_norm(conv(op, image(op))), ir_version=ir_version)
+    for tensor in model.graph.initializer:
+        given = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(given)
+    assert not bnfold.fold(model).report.changed
+
+
+def test_a_softmax_without_an_axis() -> None:
+    """From opset 13 on it is along the last axis, so that attention takes a whole map."""
+
+    def write(op: Graph) -> str:
+        values = op.MatMul(op.input("x", (2, 4, 3)), op.weight(3, 5))
+        y = op.MatMul(op.Softmax(op.input("q", (2, 4, 4))), values)
+        return str(op.Add(op.Mul(y, op.weight(5)), op.weight(5)))
+
+    assert count(fold(written(write, opset=13)).model)["Mul"] == 0
 
 
 # ---------------------------------------------------------------- maps that cancel
