@@ -2,7 +2,7 @@
 
 A process inherits the peak memory of the one that starts it, so a launcher of 10 MB stands between the script
 and what is measured; a smaller peak than the launcher's own cannot be seen. Python may keep compiled modules,
-as it does for users: where the environment forbids that, each start would compile sympy again (3 s).
+as it does for users: where the environment forbids that, each start would compile sympy again.
 """
 
 from __future__ import annotations

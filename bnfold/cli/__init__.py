@@ -77,7 +77,7 @@ def main() -> None:
         if error.filename is not None:  # a defect: what has a name was opened by us
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
-        _exit(f"cannot write to stdout ({error.strerror or error}); make room, or write elsewhere.", 2)
+        _exit(f"cannot write ({error.strerror or error}); make room, or write elsewhere.", 2)
 
 
 def _exit(message: str, code: int) -> None:

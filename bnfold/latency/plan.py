@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .statistics import fewest
+
 # Short enough for neighbours to share the state of the machine, long above the resolution of its clock. At
 # load 4 on two cores 2 ms gave intervals half as wide as 5 ms in the same time: more blocks end before
 # another process cuts in.
@@ -14,7 +16,6 @@ _BLOCK_SECONDS = 2e-3
 _TICKS = 1000
 # So many pairs make an interval of 7 order statistics; more blocks in fewer pairs would not make it narrower.
 _PAIRS = 12
-_FEWEST = 6  # with an interval
 _MOST_BLOCKS = 10
 WARM_RUNS, WARM_SECONDS = 2, 10e-3
 
@@ -38,7 +39,7 @@ class Plan:
 
         On a busy machine a pair takes several times what the median run promises.
         """
-        if spent * _FEWEST <= 1:
+        if spent * fewest() <= 1:
             return self
         return replace(self, blocks=max(1, int(self.blocks / (spent * _PAIRS))))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -10,10 +9,9 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from bnfold.errors import InputsError, MissingDependencyError
+from bnfold.errors import MissingDependencyError
 from bnfold.folding import Inputs, ModelLike
+from bnfold.verification.runner import npz_of
 
 from .environment import environment, load
 from .measure import Measurement, Progress, Settings
@@ -68,7 +66,7 @@ def bench(
         folder = Path(name)
         progress(0.0, "reading")
         compared = gathered(models, folder)
-        npz = _npz(inputs, folder / "inputs.npz")
+        npz = None if inputs is None else npz_of(inputs, folder / "inputs.npz")
         cases = []
         for index, (chosen, size) in enumerate(wanted := list(product(settings, sizes))):
             part = _part(progress, index, len(wanted))
@@ -81,19 +79,6 @@ def bench(
 
 def _part(progress: Progress, index: int, count: int) -> Progress:
     return lambda done, text: progress((index + done) / count, text)
-
-
-def _npz(inputs: Inputs, target: Path) -> Path | None:
-    """The path of the inputs, written to ``target`` first if they are in memory."""
-    if inputs is None:
-        return None
-    if not isinstance(inputs, (str, os.PathLike)):
-        np.savez(target, allow_pickle=False, **{name: np.asarray(array) for name, array in inputs.items()})
-        return target
-    if not Path(inputs).is_file():
-        what = "is a directory" if Path(inputs).is_dir() else "does not exist"
-        raise InputsError(f"{os.fspath(inputs)} {what}; give an .npz with one array per input.")
-    return Path(inputs).resolve()
 
 
 def _require(*packages: str) -> None:

@@ -87,6 +87,12 @@ def ranks(count: int, fraction: float = 0.5) -> tuple[int, int] | None:
     return (low, high) if low >= 0 and high < count else None
 
 
+@lru_cache(maxsize=1)
+def fewest() -> int:
+    """How many observations the median needs to have an interval."""
+    return next(count for count in range(1, 100) if ranks(count) is not None)
+
+
 def median_ratio(logs: Sequence[float] | Array) -> Interval:
     """The median of a sample of log-ratios, as a ratio with its interval."""
     ordered = np.sort(np.asarray(logs, dtype=np.float64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .statistics import CONFIDENCE, Interval, Word, judge, ranks
+from .statistics import CONFIDENCE, Interval, Word, fewest, judge
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,10 @@ def _sentence(finding: Finding, model: str, against: str, verb: str, where: str)
     if not ratio.known:
         verb = "is" if ratio.count == 1 else "are"
         pairs = counted(ratio.count, "session pair")
-        why = f"; {pairs} {verb} too few, {_fewest()} are needed: give it more time"
+        why = f"; {pairs} {verb} too few, {fewest()} are needed: give it more time"
     elif not ratio.low <= 1 <= ratio.high:
         why = f"; {against} against itself is no closer: {numbers(finding.control)}"
     return f"{word.value} {where}between {model} and {against}: {numbers(ratio)}{why}"
-
-
-def _fewest() -> int:
-    return next(count for count in range(1, 100) if ranks(count) is not None)
 
 
 def _digits(ratio: Interval) -> int:

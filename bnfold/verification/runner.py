@@ -65,7 +65,7 @@ def verify(
         job = {
             "a": str(_file(a, folder / "a.onnx")),
             "b": str(_file(b, folder / "b.onnx")),
-            "inputs": str(_npz(inputs, folder / "inputs.npz")) if inputs is not None else None,
+            "inputs": str(npz_of(inputs, folder / "inputs.npz")) if inputs is not None else None,
             "noise": noise,
             "seed": seed,
             "shared": shared,
@@ -162,8 +162,12 @@ def _write_proto(model: Any, path: Path) -> Path:
     return path
 
 
-def _npz(inputs: str | os.PathLike[str] | Mapping[str, Any], path: Path) -> Path:
-    """The path of an .npz, written to ``path`` first if the arrays are in memory."""
+def npz_of(inputs: str | os.PathLike[str] | Mapping[str, Any], path: Path) -> Path:
+    """The path of an .npz, written to ``path`` first if the arrays are in memory.
+
+    Raises:
+        InputsError: there is no such file.
+    """
     if isinstance(inputs, (str, os.PathLike)):
         given = Path(inputs)
         if not given.is_file():
